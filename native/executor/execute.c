@@ -20,10 +20,10 @@ static int cores_are_valid(const npumm_placed_matmul *p) {
 
 static int matmul_is_valid(const npumm_placed_matmul *p) {
   const int has_runtime = p && p->runtime && p->runtime->run && p->runtime->set_io_mem;
-  return p && (p->on_cpu ? npumm_on_cpu_is_valid(p) : has_runtime) && p->slices && p->b_memories && p->shapes &&
-         p->m_ranges && p->n_ranges && (p->tile_cores || p->range_cores) && p->m_count > 0 && p->n_count > 0 &&
-         p->slice_count > 0 && p->core_count > 0 && p->a_count > 0 && p->a_count <= NPUMM_A_MOST &&
-         (p->row_images == 1 || p->row_images == 2) &&
+  return p && (p->turns < 2 || p->range_cores) && (p->on_cpu ? npumm_on_cpu_is_valid(p) : has_runtime) && p->slices &&
+         p->b_memories && p->shapes && p->m_ranges && p->n_ranges && (p->tile_cores || p->range_cores) &&
+         p->m_count > 0 && p->n_count > 0 && p->slice_count > 0 && p->core_count > 0 && p->a_count > 0 &&
+         p->a_count <= NPUMM_A_MOST && (p->row_images == 1 || p->row_images == 2) &&
          (p->range_cores ? npumm_shared_rows_are_valid(p) : cores_are_valid(p)) && npumm_activation_is_valid(p);
 }
 
@@ -50,7 +50,7 @@ static int execute(npumm_executor *executor, const npumm_placed_matmul *placed, 
   report->conversions += (call->a_bound ? 0 : 1) + (call->out ? 1 : 0);
   if (call->out_deferred) npumm_deferred_begin(placed, call->out_deferred);
   const int code = placed->range_cores ? npumm_share_rows(executor, placed, call, report)
-                                       : npumm_run_ranges(executor, placed, call, report, NULL);
+                                       : npumm_run_ranges(executor, placed, call, report, NULL, NULL);
   if (npumm_crew_is_ended(executor)) return code; /* nobody wants the result */
   return code || !call->out_bound ? code : npumm_in_place_end(placed, call->out_bound, report);
 }

@@ -151,7 +151,7 @@ static void release(void *argument) {
 }
 
 int npumm_run_ranges(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
-                     npumm_report *report, atomic_int *stop) {
+                     npumm_report *report, atomic_int *stop, pthread_mutex_t *turn) {
   lasting *own = malloc(sizeof *own);
   if (!own) return npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_NO_MEMORY);
   own->call = *call;
@@ -173,6 +173,7 @@ int npumm_run_ranges(npumm_executor *executor, const npumm_placed_matmul *placed
                .row_images = placed->row_images},
       .failed_core = -1,
       .stop = stop,
+      .turn = turn,
       .crew = executor,
   };
   own->work = begun;

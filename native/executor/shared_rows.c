@@ -1,6 +1,7 @@
 /* Every core runs its ranges of rows as if it were alone, with its part of contexts and buffers. See shared_rows.h. */
 #include "shared_rows.h"
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdlib.h>
 
@@ -13,7 +14,9 @@ typedef struct {
   const npumm_call *call;
   int32_t *alone;        /* [n_count] the cores of tiles where there is one core */
   npumm_report *reports; /* [core_count] */
-  int32_t first_failed;  /* valid once stop is set */
+  int32_t npu_cores;
+  pthread_mutex_t *turns; /* [npu_cores] held by who runs on the core; NULL where nobody takes turns */
+  int32_t first_failed;   /* valid once stop is set */
   atomic_int stop;
 } sharing;
 
@@ -23,7 +26,8 @@ int npumm_shared_rows_are_valid(const npumm_placed_matmul *p) {
     if (p->range_cores[m] < before || p->range_cores[m] >= p->core_count) return 0;
     before = p->range_cores[m];
   }
-  return p->a_count <= NPUMM_A_MOST / p->core_count;
+  return p->turns >= 0 && (p->turns == 0 || p->core_count % p->turns == 0) &&
+         p->a_count <= NPUMM_A_MOST / p->core_count;
 }
 
 static void run_own(void *argument, int32_t core) {
@@ -57,16 +61,20 @@ static void run_own(void *argument, int32_t core) {
     deferred.memories += (int64_t)first * p->n_count;
     call.out_deferred = &deferred;
   }
-  report->core = core;
-  const int code = npumm_run_ranges(NULL, &own, &call, report, &shared->stop);
+  const int32_t npu_core = core / (p->core_count / shared->npu_cores);
+  report->core = npu_core;
+  pthread_mutex_t *turn = shared->turns ? &shared->turns[npu_core] : NULL;
+  const int code = npumm_run_ranges(NULL, &own, &call, report, &shared->stop, turn);
   report->m_index += first;
-  report->core = core;
+  report->core = npu_core;
   int going = 0;
   if (code && atomic_compare_exchange_strong(&shared->stop, &going, 1)) shared->first_failed = core;
 }
 
 static void release(void *argument) {
   sharing *shared = argument;
+  for (int32_t i = 0; shared->turns && i < shared->npu_cores; i++) pthread_mutex_destroy(&shared->turns[i]);
+  free(shared->turns);
   free(shared->reports);
   free(shared->alone);
   free(shared);
@@ -81,7 +89,12 @@ int npumm_share_rows(npumm_executor *executor, const npumm_placed_matmul *placed
   shared->call = call;
   shared->alone = calloc((size_t)placed->n_count, sizeof *shared->alone);
   shared->reports = calloc(cores, sizeof *shared->reports);
-  int code = shared->alone && shared->reports ? 0 : npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_NO_MEMORY);
+  shared->npu_cores = placed->turns > 1 ? placed->core_count / placed->turns : placed->core_count;
+  const int takes_turns = placed->turns > 1;
+  if (takes_turns) shared->turns = calloc((size_t)shared->npu_cores, sizeof *shared->turns);
+  for (int32_t i = 0; shared->turns && i < shared->npu_cores; i++) pthread_mutex_init(&shared->turns[i], NULL);
+  const int has_all = shared->alone && shared->reports && (shared->turns || !takes_turns);
+  int code = has_all ? 0 : npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_NO_MEMORY);
   if (!code) {
     if (npumm_crew_run(executor, placed->core_count, run_own, shared)) {
       npumm_crew_leave(executor, release, shared);

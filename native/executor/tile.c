@@ -167,6 +167,20 @@ static int compute_tile(const npumm_work *work, npumm_report *report, int32_t n_
   return store(work, report, shape, n_index, slice_index, buffer);
 }
 
+/*
+ * Wait for the turn to run, and hold it. Who waits is in the runtime as far as giving up goes, since it does not come back
+ * before the run that it waits for. Other than 0 where there is nothing to run any more: NPUMM_GIVEN_UP or
+ * NPUMM_INTERRUPTED.
+ */
+static int take_turn(const npumm_work *work) {
+  if (!work->turn) return 0;
+  npumm_crew_depart();
+  pthread_mutex_lock(work->turn);
+  const int code = npumm_crew_return() ? NPUMM_GIVEN_UP : npumm_work_is_over(work) ? NPUMM_INTERRUPTED : 0;
+  if (code) pthread_mutex_unlock(work->turn);
+  return code;
+}
+
 int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index, int32_t slice_index) {
   const npumm_placed_matmul *p = work->placed;
   if (p->on_cpu) return compute_tile(work, report, n_index, slice_index);
@@ -188,10 +202,14 @@ int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index
   if ((code = bind(p, report, NPUMM_STEP_BIND_A, shape, a_memory, &shape->io_attr.A))) return code;
   if ((code = bind(p, report, NPUMM_STEP_BIND_B, shape, b_memory, &shape->io_attr.B))) return code;
   if ((code = bind(p, report, NPUMM_STEP_BIND_C, shape, c_memory, &shape->io_attr.C))) return code;
+  code = take_turn(work);
+  if (code)
+    return code == NPUMM_INTERRUPTED ? 0 : npumm_fail(report, NPUMM_STEP_RUN, code); /* the work ends as it is */
   report->run_calls++;
   const int64_t begun = npumm_profile_begin();
   npumm_crew_depart();
   code = p->runtime->run(shape->context->handle);
+  if (work->turn) pthread_mutex_unlock(work->turn);
   if (npumm_crew_return()) return npumm_fail(report, NPUMM_STEP_RUN, NPUMM_GIVEN_UP);
   const int64_t macs = p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length;
   const rknn_matmul_io_attr *io = &shape->io_attr;

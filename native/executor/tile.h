@@ -2,6 +2,7 @@
 #ifndef NPUMATMUL_TILE_H
 #define NPUMATMUL_TILE_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "activation.h"
@@ -28,11 +29,12 @@ typedef struct {
   npumm_report *reports;  /* [core_count] */
   atomic_int failed_core; /* the first that failed, or -1 */
   atomic_int *stop;       /* other than 0 when another core failed, of those that share rows; or NULL */
+  pthread_mutex_t *turn;  /* to run, where threads take turns on a core; or NULL */
   const npumm_crew *crew; /* whose work it is; NULL: that of the calling thread's */
 } npumm_work;
 
 /* Whether there is nothing more to do: after a failure, or because the caller wants it to end. */
-static inline int npumm_work_is_over(npumm_work *work) {
+static inline int npumm_work_is_over(const npumm_work *work) {
   return atomic_load(&work->failed_core) >= 0 || (work->stop && atomic_load(work->stop)) ||
          npumm_crew_is_ended(work->crew);
 }

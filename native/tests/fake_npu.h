@@ -197,7 +197,7 @@ static inline void build(example *e, int dynamic, int cores, int scaled_each) {
   build_sized(e, 0, m, k, n, dynamic, cores, scaled_each);
 }
 
-/* Have cores share rows: ranges that follow each other, some cores have none. */
+/* Have cores share rows: ranges that follow each other, some cores have none. Some of them take turns. */
 static inline void share_rows(example *e) {
   npumm_placed_matmul *p = &e->placed;
   const int shapes = p->slice_count * p->n_count;
@@ -207,6 +207,8 @@ static inline void share_rows(example *e) {
   }
   p->tile_cores = NULL;
   p->range_cores = e->range_cores;
+  p->turns = within(1, p->core_count);
+  while (p->core_count % p->turns) p->turns--;
 }
 
 static inline void take_down(example *e) {

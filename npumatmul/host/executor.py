@@ -193,6 +193,7 @@ class PlacedMatmul(C.Structure):
         ("shapes", C.POINTER(C.POINTER(ExecutorShape))),
         ("on_cpu", C.POINTER(OnCpu)),
         ("number", C.c_int64),
+        ("turns", C.c_int32),
     )
 
 

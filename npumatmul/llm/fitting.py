@@ -166,8 +166,8 @@ def _beside(plan: WeightPlan, rows: int, chip: Chip) -> int:
     once = max(span.padded for span in planned.m_spans)
     a = plan.mm_type.a.nbytes(once * max(span.padded for span in plan.k_spans))
     c = plan.mm_type.c.nbytes(once * max(span.padded for span in plan.n_spans))
-    images = min(len(plan.k_spans), A_BUFFERS) * (planned.cores if planned.range_cores else 1)
-    return images * Workspace.size_for(a) + planned.cores * Workspace.size_for(c)
+    images = min(len(plan.k_spans), A_BUFFERS) * (planned.threads if planned.range_cores else 1)
+    return images * Workspace.size_for(a) + planned.threads * Workspace.size_for(c)
 
 
 def planned_weight(layer: LayerShape, policy: Policy, chip: Chip, runtime: RuntimeVersion) -> WeightPlan:

@@ -10,12 +10,16 @@ from typing import NamedTuple
 from npumatmul.chips.timing import Estimate, TimingModel, Work
 from npumatmul.chips.types import MatmulType
 
-__all__ = ["LEAST_GAIN", "ModelledTime", "TileCosts", "tile_cores"]
+__all__ = ["LEAST_GAIN", "LEAST_GAIN_IN_TURNS", "ModelledTime", "TileCosts", "tile_cores"]
 
 #: Matrices that are bound before each run: A, B and C.
 _BINDS_PER_RUN = 3
 #: What sharing rows has to save by the model: cores that share tiles have one image of A, and models err.
 LEAST_GAIN = 0.05
+#: The same of threads that take turns on a core.
+LEAST_GAIN_IN_TURNS = 0.1
+#: From the end of a run to the next one on the same core, where another thread is woken for it: a guess.
+_WAKE_SECONDS = 5e-5
 #: A copy reads and writes; adding a partial sum reads two numbers and writes one.
 _ADD_PER_COPY = 1.5
 
@@ -140,6 +144,43 @@ class TileCosts:
         # each core packs and stores rows of its own, but how fast several do so at once is not known
         binding = max(map(len, shares)) * alone.binding
         return ModelledTime(join + busiest, binding, rows * alone.host_row, self.model.within)
+
+    def in_turns(self, shares: Sequence[Sequence[int]], turns: int) -> ModelledTime:
+        """Time where so many threads take turns on each core, so that packing and storing go on during others' runs.
+
+        Parameters
+        ----------
+        shares : sequence of sequences of int
+            Ranges of rows of the device, by thread; those of a core follow each other.
+        turns : int
+
+        Returns
+        -------
+        ModelledTime
+            Binding, packing and storing as far as no run hides them.
+
+        Examples
+        --------
+        >>> from npumatmul.chips.timing import TIMINGS
+        >>> costs = TileCosts(TIMINGS["rk3588"], MatmulType.INT8_INT8_INT32, (2048,), (2048,))
+        >>> costs.in_turns([[512], [512]], 2).seconds < 2 * costs.of(512, 1).seconds
+        True
+        """
+        cores = len(shares) // turns
+        alone = self._whole(cores)
+        handing_over = len(self.k_tiles) * len(self.n_tiles) * _WAKE_SECONDS
+        runs = [sum(alone.device_seconds(rows) + handing_over for rows in sizes) for sizes in shares]
+        busiest = max(sum(runs[core * turns : (core + 1) * turns]) for core in range(cores))
+        device = busiest + (self.model.join_seconds if cores > 1 else 0.0)
+        longest = max(max(sizes) for sizes in shares)
+        run = alone.device_seconds(longest) + handing_over
+        beside = [len(sizes) * alone.binding + sum(sizes) * alone.host_row for sizes in shares]
+        # the first range is packed and the last one stored while nothing runs; of threads none is faster than its own
+        # work, after one run that it waits for; and how fast several pack and store at once is not known
+        ends = alone.binding + longest * alone.host_row
+        longest_thread = max(own + other for own, other in zip(runs, beside, strict=True))
+        seconds = max(device + ends, run + longest_thread, run + sum(beside))
+        return ModelledTime(device, 0.0, seconds - device, self.model.within)
 
     def range_seconds(self, rows: int, cores: int) -> float:
         """What a range of rows takes on its core, with all tiles, while so many cores have rows of their own."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 from npumatmul.chips.layout import round_up
 from npumatmul.chips.timing import TIMINGS, TimingModel
 from npumatmul.planning.buckets import Cover, row_buckets, simple_cover
-from npumatmul.planning.cost import LEAST_GAIN, ModelledTime, TileCosts, tile_cores
+from npumatmul.planning.cost import LEAST_GAIN, LEAST_GAIN_IN_TURNS, ModelledTime, TileCosts, tile_cores
 from npumatmul.planning.spans import Span, shown, split
 from npumatmul.planning.weight import WeightPlan, costs_of, parsed, plan_weight, spans_of, weight_content, weight_of
 
@@ -36,10 +36,14 @@ __all__ = [
 
 #: Buffers for images of A that one call of the executor takes (`NPUMM_A_MOST`).
 A_BUFFERS_MOST = 16
+#: Ranges of rows of a thread that takes turns, where larger ones are to be had.
+_RANGES_PER_TURN = 4
 #: Most ranges of rows of one product.
 MAX_RANGES = 1 << 18
-#: What each core has of its own: tiles of N, or ranges of rows with all tiles.
-Share = Literal["tiles", "rows"]
+#: Threads that take turns on a core: while one's run goes on, the other one packs and stores.
+TURNS = 2
+#: What each core has of its own: tiles of N, or ranges of rows with all tiles; "turns": so has each of its threads.
+Share = Literal["tiles", "rows", "turns"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class MatmulPlan:
         Modelled time, never measured; None where nothing is known of chip or type.
     range_cores : tuple of int
         The core of each range of rows, which runs all tiles with it; empty where cores share tiles.
+    range_turns : tuple of int
+        Of threads that take turns on its core, the one that a range of rows belongs to; empty where each core has one.
     """
 
     m: int
@@ -69,6 +75,25 @@ class MatmulPlan:
     tile_cores: tuple[int, ...]
     modelled: ModelledTime | None = None
     range_cores: tuple[int, ...] = ()
+    range_turns: tuple[int, ...] = ()
+
+    @property
+    def turns(self) -> int:
+        """Threads that take turns on each core."""
+        return max(self.range_turns, default=0) + 1
+
+    @property
+    def threads(self) -> int:
+        """Threads that serve the cores, each with contexts and buffers of its own."""
+        return self.cores * self.turns
+
+    def turn(self, m_index: int) -> int:
+        """Which of its core's threads a range of rows belongs to."""
+        return self.range_turns[m_index] if self.range_turns else 0
+
+    def without_turns(self) -> MatmulPlan:
+        """The same runs, one thread on each core."""
+        return replace(self, range_turns=())
 
     def core(self, m_index: int, n_index: int) -> int:
         """The core that runs a tile with a range of rows."""
@@ -94,13 +119,13 @@ class MatmulPlan:
         """Bytes of A on the device: the largest range of rows, all slices of K; once per core where they share rows."""
         rows = max(span.padded for span in self.m_spans)
         once = sum(self.weight.mm_type.a.nbytes(rows * span.padded) for span in self.weight.k_spans)
-        return once * (self.cores if self.range_cores else 1)
+        return once * (self.threads if self.range_cores else 1)
 
     @property
     def c_bytes(self) -> int:
         """Bytes of C on the device: the largest tile, once per core."""
         rows = max(span.padded for span in self.m_spans)
-        return self.cores * max(self.weight.mm_type.c.nbytes(rows * span.padded) for span in self.weight.n_spans)
+        return self.threads * max(self.weight.mm_type.c.nbytes(rows * span.padded) for span in self.weight.n_spans)
 
     @property
     def modelled_seconds(self) -> float | None:
@@ -132,6 +157,7 @@ class MatmulPlan:
                 tuple(map(int, content["tile_cores"])),
                 None if modelled is None else ModelledTime(**modelled),
                 tuple(map(int, content.get("range_cores", ()))),
+                tuple(map(int, content.get("range_turns", ()))),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is no plan of a matmul: {error!r}") from error
@@ -142,6 +168,7 @@ class MatmulPlan:
         shares = self.range_cores or self.tile_cores
         on = ", ".join(f"core {core}: {shares.count(core)}" for core in range(self.cores))
         ranges, tiles = (f"; ranges on {on}", "") if self.range_cores else ("", f"; tiles on {on}")
+        ranges += f", by {self.turns} threads in turns" if self.turns > 1 else ""
         layout = "native" if w.ac_native else "normal"
         rows = [
             ("M", f"{shown(self.m_spans)}{ranges}; registered {', '.join(map(str, w.buckets))}"),
@@ -154,12 +181,14 @@ class MatmulPlan:
             rows.insert(1, ("images", f"{w.row_images} rows of A per row"))
         if self.modelled is not None:
             t = self.modelled
+            beside = f"binding {t.binding * 1e3:.3f}, packing and storing {t.host * 1e3:.3f}"
+            if self.turns > 1:
+                beside = f"what they do not hide {t.host * 1e3:.3f}"
             rows.append(
                 (
                     "time",
                     f"modelled {t.seconds * 1e3:.3f} ms on the chip, not measured ({t.estimate.low * 1e3:.3f} to "
-                    f"{t.estimate.high * 1e3:.3f}): runs {t.device * 1e3:.3f}, binding {t.binding * 1e3:.3f}, packing "
-                    f"and storing {t.host * 1e3:.3f}",
+                    f"{t.estimate.high * 1e3:.3f}): runs {t.device * 1e3:.3f}, {beside}",
                 )
             )
         head = (
@@ -186,11 +215,12 @@ def plan_matmul(
     weight : WeightPlan
     cores : int, optional
         So many cores (at most those of the weight's plan) instead of what was measured, or is modelled, to be best.
-    share : {"tiles", "rows"}, optional
-        What cores have of their own: tiles of N, or ranges of rows with all tiles. By default tiles where `cores` is
-        given, else what was measured, or is modelled, to be best.
+    share : {"tiles", "rows", "turns"}, optional
+        What cores have of their own: tiles of N, or ranges of rows with all tiles; "turns": the latter, and two threads
+        take turns on each. By default tiles where `cores` is given, else what was measured, or is modelled, to be best.
     images : int, optional
-        Images of a range of rows: slices of K by default. Cores that share rows have buffers for theirs each.
+        Images of a range of rows: slices of K by default. Cores that share rows, and threads that take turns, have
+        buffers for theirs each.
     timings : mapping of str to TimingModel
         By chip. Without a model for chip and type, rows are padded to the next bucket and all cores are used.
 
@@ -220,7 +250,7 @@ def plan_matmul(
             f"plan_matmul: M = {m} is too large: at most {MAX_RANGES} ranges of {weight.buckets[-1]} rows are planned; "
             "multiply parts of it"
         )
-    most = weight.row_cores if share == "rows" else weight.cores
+    most = weight.row_cores if share in ("rows", "turns") else weight.cores
     if cores is not None and not 1 <= cores <= most:
         raise ValueError(f"plan_matmul: this weight's plan has 1 to {most} cores, got {cores}")
     return _planned(m, weight, cores, share, images, timings.get(weight.soc))
@@ -232,6 +262,18 @@ def _planned(
 ) -> MatmulPlan:
     """As `plan_matmul`; layers that are alike, and numbers of rows that come again, are planned once."""
     costs = None if model is None else costs_of(weight, {weight.soc: model})
+    if share == "turns":
+        counts = range(1, weight.row_cores + 1) if cores is None else [cores]
+        return _found(_by_rows(m, weight, costs, images, counts, TURNS), m, cores)
+    plan = _one_thread_per_core(m, weight, cores, share, images, costs)
+    if cores is not None or share is not None:
+        return plan
+    return _or_in_turns(plan, costs, images, [plan.cores] if weight.measured_cores else range(1, weight.row_cores + 1))
+
+
+def _one_thread_per_core(
+    m: int, weight: WeightPlan, cores: int | None, share: Share | None, images: int | None, costs: TileCosts | None
+) -> MatmulPlan:
     if cores is None and share != "rows" and weight.measured_cores:
         fitting = [each for each in weight.measured_cores if each[0] <= m]
         measured, cores = fitting[-1] if fitting else weight.measured_cores[0]
@@ -242,16 +284,30 @@ def _planned(
         cores = min(cores, weight.cores)
     elif share == "rows":
         counts = range(2, weight.row_cores + 1) if cores is None else [cores]
-        shared = _by_rows(m, weight, costs, images, counts)
-        if shared is None:
-            raise ValueError(f"plan_matmul: {m} rows cannot be shared by {cores or 'several'} cores")
-        return shared
+        return _found(_by_rows(m, weight, costs, images, counts), m, cores)
     by_tiles = _by_tiles(m, weight, costs, cores)
     if cores is not None or share is not None or by_tiles.modelled_seconds is None:
         return by_tiles
     shared = _by_rows(m, weight, costs, images, range(2, weight.row_cores + 1))
     gains = shared is not None and (shared.modelled_seconds or 0.0) < (1 - LEAST_GAIN) * by_tiles.modelled_seconds
     return shared if shared is not None and gains else by_tiles
+
+
+def _found(plan: MatmulPlan | None, m: int, cores: int | None) -> MatmulPlan:
+    if plan is None:
+        raise ValueError(f"plan_matmul: {m} rows cannot be shared by {cores or 'several'} cores")
+    return plan
+
+
+def _or_in_turns(plan: MatmulPlan, costs: TileCosts | None, images: int | None, counts: Iterable[int]) -> MatmulPlan:
+    """The same product by threads that take turns on one of these numbers of cores, where that gains enough."""
+    if plan.modelled is None:
+        return plan
+    turns = _by_rows(plan.m, plan.weight, costs, images, counts, TURNS)
+    # threads of several cores pack and store at once; how much faster that is is not known: it is taken to be ideal
+    without = plan.modelled.device + plan.modelled.binding + plan.modelled.host / plan.cores
+    gains = turns is not None and (turns.modelled_seconds or 0.0) < (1 - LEAST_GAIN_IN_TURNS) * without
+    return turns if turns is not None and gains else plan
 
 
 def _by_tiles(m: int, weight: WeightPlan, costs: TileCosts | None, cores: int | None) -> MatmulPlan:
@@ -271,29 +327,50 @@ def _by_tiles(m: int, weight: WeightPlan, costs: TileCosts | None, cores: int | 
 
 
 def _by_rows(
-    m: int, weight: WeightPlan, costs: TileCosts | None, images: int | None, counts: Iterable[int]
+    m: int, weight: WeightPlan, costs: TileCosts | None, images: int | None, counts: Iterable[int], turns: int = 1
 ) -> MatmulPlan | None:
     """Rows shared by one of these numbers of cores, by modelled time; None where none of them goes."""
     found: MatmulPlan | None = None
     for cores in counts:
-        share = round_up(-(-m // cores), weight.row_multiple)  # so that only the last range can have rows that pad
+        threads = cores * turns
+        share = round_up(-(-m // threads), weight.row_multiple)  # so that only the last range can have rows that pad
         starts = range(0, m, share)
-        buffers = (len(weight.k_spans) if images is None else images) * cores
-        if cores < 2 or len(starts) != cores or buffers > A_BUFFERS_MOST:
+        buffers = (len(weight.k_spans) if images is None else images) * threads
+        if threads < 2 or len(starts) != threads or buffers > A_BUFFERS_MOST:
             continue
         rows = [min(share, m - start) * weight.row_images for start in starts]
-        if costs is None:
-            sizes, modelled = [simple_cover(each, weight.buckets) for each in rows], None
-        else:
-            cover = _cover_alone(weight, costs.model, cores)
-            sizes = [cover.of(each) for each in rows]
-            modelled = costs.shared_rows(sizes)
-            if found is not None and modelled.seconds >= (found.modelled_seconds or 0.0):
+        for sizes, modelled in _shares(rows, weight, costs, cores, turns):
+            if found is not None and modelled is not None and modelled.seconds >= (found.modelled_seconds or 0.0):
                 continue
-        spans = [_spans(each, start, min(start + share, m), weight) for each, start in zip(sizes, starts, strict=True)]
-        owners = tuple(core for core, each in enumerate(spans) for _ in each)
-        found = MatmulPlan(m, weight, tuple(span for each in spans for span in each), cores, (), modelled, owners)
+            cut = zip(sizes, starts, strict=True)
+            spans = [_spans(each, first, min(first + share, m), weight) for each, first in cut]
+            owners = [thread for thread, each in enumerate(spans) for _ in each]
+            found = MatmulPlan(
+                m, weight, tuple(span for each in spans for span in each), cores, (), modelled,
+                tuple(owner // turns for owner in owners),
+                tuple(owner % turns for owner in owners) if turns > 1 else (),
+            )  # fmt: skip
     return found
+
+
+def _shares(
+    rows: Sequence[int], weight: WeightPlan, costs: TileCosts | None, cores: int, turns: int
+) -> Iterator[tuple[list[tuple[int, ...]], ModelledTime | None]]:
+    """Ways to cut the rows that each thread has into ranges, with what they take."""
+    if costs is None:
+        yield [simple_cover(each, weight.buckets) for each in rows], None
+    elif turns == 1:
+        cover = _cover_alone(weight, costs.model, cores)
+        sizes = [cover.of(each) for each in rows]
+        yield sizes, costs.shared_rows(sizes)
+    else:  # the first range is packed, and the last one stored, while nothing runs: smaller ones may be better
+        for most in weight.buckets:
+            if max(rows) <= most * _RANGES_PER_TURN:
+                cover = _cover_alone(weight, costs.model, cores, most)
+                sizes = [cover.of(each) for each in rows]
+                yield sizes, costs.in_turns(sizes, turns)
+                if most >= max(rows):
+                    break
 
 
 def _spans(sizes: Iterable[int], start: int, stop: int, weight: WeightPlan) -> list[Span]:
@@ -314,11 +391,12 @@ def _cover(weight: WeightPlan, model: TimingModel, cores: int) -> Cover:
 
 
 @lru_cache(maxsize=1024)
-def _cover_alone(weight: WeightPlan, model: TimingModel, cores: int) -> Cover:
-    """For the rows of one core, while so many have rows of their own."""
+def _cover_alone(weight: WeightPlan, model: TimingModel, cores: int, most: int | None = None) -> Cover:
+    """For the rows of one core, while so many have rows of their own; by ranges of at most so many rows."""
     costs = costs_of(weight, {weight.soc: model})
     assert costs is not None
-    return Cover(weight.buckets, lambda size: costs.range_seconds(size, cores))
+    buckets = [size for size in weight.buckets if most is None or size <= most]
+    return Cover(buckets, lambda size: costs.range_seconds(size, cores))
 
 
 # ---- padding -------------------------------------------------------------------------------------------------------
@@ -397,7 +475,7 @@ def padding_report(
     rows = padded = seconds = exact = 0.0
     losses = []
     for m, share in often.items():
-        plan = plan_matmul(m, weight, timings=timings)
+        plan = _one_thread_per_core(m, weight, None, None, None, costs)  # as exact contexts are taken to be
         assert plan.modelled_seconds is not None
         alone = _exact_seconds(m * weight.row_images, weight, costs)
         rows += share * m

@@ -95,8 +95,8 @@ class BoundProgram:
         self.c_bytes = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
         w, slices = plan.weight, weight.slices
         a_count = min(weight.images, A_BUFFERS)
-        self._a_count = 0 if in_place else a_count * (plan.cores if plan.range_cores else 1)
-        self._c_count = 0 if in_place else plan.cores
+        self._a_count = 0 if in_place else a_count * (plan.threads if plan.range_cores else 1)
+        self._c_count = 0 if in_place else plan.threads
         b = [weight.whole.pointer] if in_place else weight.pointers
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._refers_to: tuple[Any, ...] = slices, activation
@@ -110,13 +110,13 @@ class BoundProgram:
             len(plan.m_spans),
             len(slices),
             len(w.n_spans),
-            plan.cores,
+            plan.threads,
             a_count,
             spans_struct(plan.m_spans),
             spans_struct(w.n_spans),
             slices_struct(slices),
             cores_struct(plan.tile_cores),
-            cores_struct(plan.range_cores),
+            cores_struct(tuple(core * plan.turns + plan.turn(m) for m, core in enumerate(plan.range_cores))),
             None,
             None,
             (C.POINTER(TensorMem) * len(b))(*b),
@@ -125,6 +125,7 @@ class BoundProgram:
             ),
             None,
             self._told_as(weight),
+            plan.turns,
         )
 
     def _open(

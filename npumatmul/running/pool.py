@@ -45,10 +45,13 @@ class TileShape:
         With the M of the tile.
     buckets : tuple of int
         Every M that tiles with this K and N will have; the context is made for all of them where the runtime can.
+    turn : int
+        Tiles with different ones have contexts of their own, though they are alike.
     """
 
     spec: ContextSpec
     buckets: tuple[int, ...]
+    turn: int = 0
 
 
 class ContextPool:
@@ -81,7 +84,7 @@ class ContextPool:
         """Contexts that have the shape of each tile, leased."""
         while True:
             try:
-                return self._get([self._key(tile) for tile in tiles], lease)
+                return self._get([(self._key(tile), tile.turn) for tile in tiles], lease)
             except _NotDynamicError as failed:
                 logger.warning("%s: %s; contexts of one shape each serve instead", failed.key[0], failed.__cause__)
                 self._static.add(failed.key)
@@ -99,17 +102,19 @@ class ContextPool:
                 return key
         return tile.spec, ()
 
-    def _get(self, keys: Sequence[_Key], lease: Lease) -> list[PooledContext]:
+    def _get(self, wanted: Sequence[tuple[_Key, int]], lease: Lease) -> list[PooledContext]:
         self.discard_broken()
-        found = {key: self._idle(key) for key in dict.fromkeys(keys)}
-        # what is leased now gives no way to what is made
-        self._lease([context for context in found.values() if context is not None], lease)
+        found: dict[tuple[_Key, int], PooledContext | None] = {}
+        for each in dict.fromkeys(wanted):
+            found[each] = context = self._idle(each[0])
+            if context is not None:  # what is leased now gives no way to what is made
+                self._lease([context], lease)
         self._make_room(sum(context is None for context in found.values()))
-        got: dict[_Key, PooledContext] = {}
-        for key, context in found.items():
-            got[key] = self._create(key) if context is None else context
-            self._lease([got[key]], lease)
-        return [got[key] for key in keys]
+        got: dict[tuple[_Key, int], PooledContext] = {}
+        for each, context in found.items():
+            got[each] = self._create(each[0]) if context is None else context
+            self._lease([got[each]], lease)
+        return [got[each] for each in wanted]
 
     def _idle(self, key: _Key) -> PooledContext | None:
         """One that is idle, the same one whenever several are."""

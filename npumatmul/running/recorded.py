@@ -275,6 +275,12 @@ class RecordedProgram(Runs):
         steps = self._keeps[self._run.first : self._run.stop]
         return [entry.program for entry in steps if entry.program is not None]
 
+    def does_without_turns(self) -> bool:
+        changes = [program.does_without_turns() for program in self._programs]
+        if any(changes):
+            self._bound = []
+        return any(changes)
+
     def tiles(self) -> list[TileShape]:
         """Of all products."""
         return [tile for program in self._programs for tile in program.tiles()]

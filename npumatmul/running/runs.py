@@ -153,7 +153,8 @@ class Runs:
                                 ready = call if call is None or isinstance(call, Call) else call(bound)
                             except NO_ROOM as error:
                                 bound, waiting = None, waiting or Waiting(session)
-                                waiting.no_room(error, lease, ended)
+                                if not self.does_without_turns():
+                                    waiting.no_room(error, lease, ended)
                     if bound is not None:
                         if ready is None:
                             ready = bound.call
@@ -242,6 +243,13 @@ class Runs:
         """A call for rows that stand one behind the other, without addresses."""
         return Call()
 
+    def does_without_turns(self) -> bool:
+        """Have one thread serve each core from now on, with half the contexts and buffers; whether that is new."""
+        changes = self._plan.turns > 1
+        if changes:
+            self._plan, self._bound = self._plan.without_turns(), []
+        return changes
+
     def _acquire(self, lease: Lease) -> BoundProgram:
         """The program bound to what a lease is of from now on."""
         for each in self._bound:
@@ -293,6 +301,7 @@ class Runs:
                     scales=self._scales,
                 ),
                 w.buckets,
+                plan.turn(m_index),
             )
             for m_index, m_span in enumerate(plan.m_spans)
             for each in weight.slices
