@@ -113,8 +113,9 @@ typedef struct {
       *on_cpu;    /* or NULL. Cores are threads then; C has room for 4 bytes of each element, and is of int32,
                                  float32 or int8; there is no range_cores, and nothing is bound or left in C */
   int64_t number; /* what events of a profile call it; 0: nothing */
-  int32_t turns;  /* where cores share rows: so many of them that follow each other are one core of the NPU, on which their
-                     threads take turns, so that one packs and stores while another one's run goes on. 0 is 1 */
+  /* where cores share rows: so many of them that follow each other are one core of the NPU, on which their threads take
+     turns, so that one packs and stores while another one's run goes on. 0 is 1 */
+  int32_t turns;
 } npumm_placed_matmul;
 
 #define NPUMM_A_MOST 16

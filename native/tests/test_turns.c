@@ -46,6 +46,8 @@ static int seen_run(rknn_matmul_ctx ctx) {
   const int run = runs++;
   if (waits) wait_for(run == 0 ? &to_device : &from_device, run == 0 ? 2 : 1);
   pthread_mutex_unlock(&lock);
+  const struct timespec while_others_begin = {0, 200000};
+  nanosleep(&while_others_begin, NULL);
   const int code = fake_run(ctx);
   atomic_fetch_sub(core, 1);
   return code;
@@ -104,7 +106,7 @@ static void packs_and_stores_meanwhile(void) {
 /* Any ranges, slices and tiles, on one core or two: each core runs one thing at a time. */
 static void runs_one_at_a_time(void) {
   npumm_executor *executor = npumm_executor_create();
-  for (int i = 0; i < 300; i++) {
+  for (int i = 0; i < 60; i++) {
     example e;
     build(&e, i & 1, i / 2 % 2 ? 4 : 2, 0);
     share_rows(&e);
