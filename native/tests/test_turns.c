@@ -89,7 +89,7 @@ static void packs_and_stores_meanwhile(void) {
   e.placed.turns = 2;
   e.placed.runtime = &seen;
   reset(&e, 1);
-  float *out = calloc((size_t)(e.m * e.n), sizeof *out);
+  float *out = calloc((size_t)e.m * (size_t)e.n, sizeof *out);
   const npumm_call call = call_of(&e, out);
   npumm_report report = {0};
   npumm_executor *executor = npumm_executor_create();
@@ -113,7 +113,7 @@ static void runs_one_at_a_time(void) {
     e.placed.turns = 2;
     e.placed.runtime = &seen;
     reset(&e, 0);
-    float *out = calloc((size_t)(e.m * e.n), sizeof *out);
+    float *out = calloc((size_t)e.m * (size_t)e.n, sizeof *out);
     const npumm_call call = call_of(&e, out);
     npumm_report report = {0};
     HOLDS(npumm_execute(executor, &e.placed, &call, &report) == 0);
@@ -130,7 +130,7 @@ static void runs_one_at_a_time(void) {
 static void refuses_what_fits_nothing(void) {
   example e;
   build(&e, 0, 3, 0);
-  float *out = calloc((size_t)(e.m * e.n), sizeof *out);
+  float *out = calloc((size_t)e.m * (size_t)e.n, sizeof *out);
   const npumm_call call = call_of(&e, out);
   npumm_report report = {0};
   e.placed.turns = 3;
