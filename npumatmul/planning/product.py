@@ -205,6 +205,7 @@ def plan_matmul(
     cores: int | None = None,
     share: Share | None = None,
     images: int | None = None,
+    turns: bool = True,
     timings: Mapping[str, TimingModel] = TIMINGS,
 ) -> MatmulPlan:
     """Cut `m` rows, at least 1, for a weight.
@@ -221,6 +222,8 @@ def plan_matmul(
     images : int, optional
         Images of a range of rows: slices of K by default. Cores that share rows, and threads that take turns, have
         buffers for theirs each.
+    turns : bool
+        Whether threads may take turns where nothing was asked for.
     timings : mapping of str to TimingModel
         By chip. Without a model for chip and type, rows are padded to the next bucket and all cores are used.
 
@@ -253,12 +256,18 @@ def plan_matmul(
     most = weight.row_cores if share in ("rows", "turns") else weight.cores
     if cores is not None and not 1 <= cores <= most:
         raise ValueError(f"plan_matmul: this weight's plan has 1 to {most} cores, got {cores}")
-    return _planned(m, weight, cores, share, images, timings.get(weight.soc))
+    return _planned(m, weight, cores, share, images, turns, timings.get(weight.soc))
 
 
 @lru_cache(maxsize=1024)
 def _planned(
-    m: int, weight: WeightPlan, cores: int | None, share: Share | None, images: int | None, model: TimingModel | None
+    m: int,
+    weight: WeightPlan,
+    cores: int | None,
+    share: Share | None,
+    images: int | None,
+    turns: bool,
+    model: TimingModel | None,
 ) -> MatmulPlan:
     """As `plan_matmul`; layers that are alike, and numbers of rows that come again, are planned once."""
     costs = None if model is None else costs_of(weight, {weight.soc: model})
@@ -266,7 +275,7 @@ def _planned(
         counts = range(1, weight.row_cores + 1) if cores is None else [cores]
         return _found(_by_rows(m, weight, costs, images, counts, TURNS), m, cores)
     plan = _one_thread_per_core(m, weight, cores, share, images, costs)
-    if cores is not None or share is not None:
+    if cores is not None or share is not None or not turns:
         return plan
     return _or_in_turns(plan, costs, images, [plan.cores] if weight.measured_cores else range(1, weight.row_cores + 1))
 
@@ -475,7 +484,7 @@ def padding_report(
     rows = padded = seconds = exact = 0.0
     losses = []
     for m, share in often.items():
-        plan = _one_thread_per_core(m, weight, None, None, None, costs)  # as exact contexts are taken to be
+        plan = plan_matmul(m, weight, turns=False, timings=timings)  # as exact contexts are taken to be
         assert plan.modelled_seconds is not None
         alone = _exact_seconds(m * weight.row_images, weight, costs)
         rows += share * m

@@ -245,7 +245,7 @@ def _contexts(placement: Sequence[LayerPlace], layers: Sequence[LayerShape], chi
             seen.add(key)
             plan = plan_matmul(rows, planned_weight(layer, policy, chip, chip.runtime), timings=chip.timings)
             found |= {
-                (k.padded, n.padded, plan.core(m, index), place.domain)
+                (k.padded, n.padded, plan.core(m, index), plan.turn(m), place.domain)
                 for m in range(len(plan.m_spans))
                 for k in plan.weight.k_spans
                 for index, n in enumerate(plan.weight.n_spans)

@@ -216,7 +216,7 @@ class _SchemePlanner:
         self._shape, self._chip, self._scheme, self._route = shape, chip, scheme, route
         self._memory = expert_memory
         self._group = scheme.group_size if scheme.granularity is Granularity.GROUP else None
-        self._contexts: set[tuple[int, int, object]] = set()
+        self._contexts: set[tuple[int, int, int, int]] = set()
 
     def plan(self) -> SchemePlan:
         shape, route = self._shape, self._route
@@ -245,7 +245,7 @@ class _SchemePlanner:
         for rows in self._rows(each):
             plan = plan_matmul(rows, weight, timings=self._chip.timings)
             self._contexts |= {
-                (k.padded, n.padded, plan.core(m, index))
+                (k.padded, n.padded, plan.core(m, index), plan.turn(m))
                 for m in range(len(plan.m_spans))
                 for k in weight.k_spans
                 for index, n in enumerate(weight.n_spans)

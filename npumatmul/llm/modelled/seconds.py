@@ -240,7 +240,9 @@ def _products(
     linear = ModelledTime(0.0, 0.0, 0.0, chip.timings[chip.soc].within)
     for each in shape.every_linear:
         m = 1 if each is shape.head else each.whole_rows(rows)
-        plan = plan_matmul(m, weight_plan(each, mm_type, chip, row_images, k_group), timings=chip.timings)
+        weight = weight_plan(each, mm_type, chip, row_images, k_group)
+        # constants were fitted to figures of whole models by plans without turns
+        plan = plan_matmul(m, weight, turns=False, timings=chip.timings)
         assert plan.modelled is not None
         linear += plan.modelled.times(each.touched(rows))
     return linear
