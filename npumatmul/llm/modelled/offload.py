@@ -231,7 +231,7 @@ class _Sums:
 
 def _contexts(placement: Sequence[LayerPlace], layers: Sequence[LayerShape], chip: Chip) -> int:
     """Contexts of products that the NPU computes: one for each shape of tile, core and domain."""
-    found: set[tuple[int, int, int, int]] = set()
+    found: set[tuple[int, int, int, int, int]] = set()
     seen: set[tuple[Any, ...]] = set()
     policy = getattr(placement, "policy", Policy())
     for place, layer in zip(placement, layers, strict=True):
