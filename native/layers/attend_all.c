@@ -67,9 +67,9 @@ static void share(task *t, int32_t threads) {
   pthread_mutex_unlock(&lock);
 }
 
-int npumm_attend_crew(npumm_crew *own, const npumm_attention *how, const npumm_kv_layer *layer, int64_t offset, int64_t count,
-                     const float *q, int64_t q_head_stride, int64_t q_row_stride, float *out, int64_t out_head_stride,
-                     int64_t out_row_stride, int32_t threads) {
+int npumm_attend_crew(npumm_crew *own, const npumm_attention *how, const npumm_kv_layer *layer, int64_t offset,
+                      int64_t count, const float *q, int64_t q_head_stride, int64_t q_row_stride, float *out,
+                      int64_t out_head_stride, int64_t out_row_stride, int32_t threads) {
   const int64_t bytes = npumm_attend_scratch(how, layer, count < QUERIES ? count : QUERIES);
   if (bytes < 0 || count < 0 || !q || !out) return NPUMM_BAD_ARGUMENT;
   if (count == 0) return NPUMM_OK;
@@ -106,5 +106,5 @@ int npumm_attend_all(const npumm_attention *how, const npumm_kv_layer *layer, in
                      const float *q, int64_t q_head_stride, int64_t q_row_stride, float *out, int64_t out_head_stride,
                      int64_t out_row_stride, int32_t threads) {
   return npumm_attend_crew(NULL, how, layer, offset, count, q, q_head_stride, q_row_stride, out, out_head_stride,
-                         out_row_stride, threads);
+                           out_row_stride, threads);
 }

@@ -130,7 +130,7 @@ static int attend(npumm_executor *executor, const npumm_op *op, const npumm_run 
   const int64_t pairs = op->shape.outer * op->shape.inner * (offset + op->shape.inner);
   const int32_t threads = pairs * op->shape.width >= SHARED_PRODUCTS ? run->threads : 1;
   return npumm_attend_crew(executor, op->attention, layer, offset, op->shape.inner, op->x.data, op->x.outer_stride,
-                         op->x.inner_stride, op->out.data, op->out.outer_stride, op->out.inner_stride, threads);
+                           op->x.inner_stride, op->out.data, op->out.outer_stride, op->out.inner_stride, threads);
 }
 
 static int run_op(npumm_executor *executor, npumm_op *op, const npumm_run *run, npumm_report *report) {

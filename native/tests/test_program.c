@@ -147,12 +147,14 @@ static int32_t tasks(void) {
 static void threads_share_heads(npumm_executor *executor) {
   enum { HEADS = 9, SHARED = 3, TOKENS = 600, DIM = 64 };
   const int64_t count = (int64_t)SHARED * TOKENS * DIM;
-  float *k = malloc(sizeof(float) * count), *v = malloc(sizeof(float) * count), *q = malloc(sizeof(float) * HEADS * DIM);
+  float *k = malloc(sizeof(float) * count), *v = malloc(sizeof(float) * count),
+        *q = malloc(sizeof(float) * HEADS * DIM);
   float wanted[HEADS * DIM], out[HEADS * DIM];
   if (!k || !v || !q) abort();
   for (int64_t i = 0; i < count; i++) k[i] = sinf((float)i), v[i] = cosf((float)(3 * i));
   for (int64_t i = 0; i < HEADS * DIM; i++) q[i] = sinf((float)(7 * i));
-  npumm_kv_layer layer = {.type = NPUMM_KV_FLOAT32, .heads = SHARED, .capacity = TOKENS, .key_dim = DIM, .value_dim = DIM};
+  npumm_kv_layer layer = {
+      .type = NPUMM_KV_FLOAT32, .heads = SHARED, .capacity = TOKENS, .key_dim = DIM, .value_dim = DIM};
   layer.keys = (npumm_kv_rows){.data = k, .head_stride = TOKENS * DIM * 4, .row_stride = DIM * 4};
   layer.values = (npumm_kv_rows){.data = v, .head_stride = TOKENS * DIM * 4, .row_stride = DIM * 4};
   const npumm_attention how = {.heads = HEADS, .scale = 0.125f, .causal = 1};

@@ -41,10 +41,12 @@ class Laid:
     slices: tuple[KSlice, ...]
 
 
-def _planned(k: int, n: int, mm_type: MatmulType, chip: Chip, runtime: RuntimeVersion, *args: Any, **how: Any) -> WeightPlan:
-    """As `planned`, for the cores of the scope."""
+def _planned(
+    k: int, n: int, mm_type: MatmulType, chip: Chip, runtime: RuntimeVersion, k_parts: int = 1, **how: Any
+) -> WeightPlan:
+    """As `planned`, cut for as many cores as the scope has."""
     cores = settings().cores
-    return planned(k, n, mm_type, chip, runtime, *args, cut_for=None if cores is None else len(cores), **how)
+    return planned(k, n, mm_type, chip, runtime, k_parts, cut_for=None if cores is None else len(cores), **how)
 
 
 def float_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeVersion) -> Laid:
