@@ -18,6 +18,7 @@ from npumatmul.chips.timing import TIMINGS
 from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
 from npumatmul.planning.buckets import Cover
+from npumatmul.planning.choices import consulting, planned
 from npumatmul.planning.product import (
     A_BUFFERS_MOST,
     MatmulPlan,
@@ -224,6 +225,24 @@ def test_small_products_stay_on_one_core_and_large_ones_do_not() -> None:
     for core, span in zip(plan_matmul(128, large).tile_cores, large.n_spans, strict=True):
         widths[core] += span.padded
     assert max(widths) - min(widths) <= max(span.padded for span in large.n_spans)
+
+
+@pytest.mark.parametrize("n", [576, 1536, 2048, 3072, 4100])
+def test_weights_are_cut_evenly_for_the_cores_that_there_are(n: int) -> None:
+    """Two cores have as much to do, up to a tile of the layout, and all may be used all the same."""
+    rk3588 = CHIPS["rk3588"]
+    where = 1536, n, MatmulType.INT8_INT8_INT32, rk3588, rk3588.runtime
+    weight = planned(*where, cut_for=2)
+    plan = plan_matmul(1, weight, cores=2)
+    widths = [0, 0]
+    for core, span in zip(plan.tile_cores, weight.n_spans, strict=True):
+        widths[core] += span.padded
+    assert max(widths) - min(widths) <= 32
+    assert weight.row_cores == 3
+    assert plan_matmul(4096, weight).cores == 3
+    assert planned(*where, cut_for=3) == planned(*where) == plan_weight(*where)
+    with consulting(None, {"cores": 1}):  # what is asked for counts more
+        assert planned(*where, cut_for=2) == plan_weight(*where, cores=1)
 
 
 def test_layers_that_are_alike_are_planned_once() -> None:

@@ -18,6 +18,12 @@ typedef struct {
   int64_t k_tiles, tile_n, tile_k;
 } npumm_tile_column;
 
+/*
+ * So many bytes ahead of what one row reads, every other line of B is asked into the L2 cache, which brings its neighbour
+ * with it: the processor by itself does not look beyond the end of a page.
+ */
+enum { NPUMM_AHEAD = 6144 };
+
 /* c[r * c_stride + n] = sum over k of a[r * a_stride + k] * b(n, k). Strides in elements. row_sums holds the sum of every
  * row of a, modulo 2^32. Where B is int4, places of a are in the order in which nibbles are taken: of every 32, first the
  * 16 that are in low halves, then those in high ones. */

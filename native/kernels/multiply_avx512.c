@@ -78,6 +78,7 @@ INLINE void i8_block(const int8_t *a, int64_t a_stride, const int32_t *row_sums,
     for (int v = 0; v < vectors; v++) {
       y[v] = _mm512_xor_si512(load_512(first + 64 * v), sign);
       if (rows > 1) _mm_prefetch((const char *)first + 64 * (vectors + v), _MM_HINT_T0); /* the next columns */
+      else if (v % 2 == 0) _mm_prefetch((const char *)first + NPUMM_AHEAD + 64 * v, _MM_HINT_T1);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
@@ -149,6 +150,7 @@ INLINE void i4_block(const int8_t *a, int64_t a_stride, const int32_t *row_sums,
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; v++) {
       if (rows > 1) _mm_prefetch((const char *)first + 64 * (vectors + v), _MM_HINT_T0); /* the next columns */
+      else if (v % 2 == 0) _mm_prefetch((const char *)first + NPUMM_AHEAD + 64 * v, _MM_HINT_T1);
       const __m512i y = _mm512_xor_si512(load_512(first + 64 * v), sign);
       const __m512i low = _mm512_and_si512(y, nibble), high = _mm512_and_si512(_mm512_srli_epi32(y, 4), nibble);
 #pragma GCC unroll 4

@@ -7,7 +7,7 @@
 
 #include "../executor/crew.h"
 #include "../executor/profile.h"
-#include "npumatmul_attention.h"
+#include "attend_all.h"
 
 enum { THREADS_MOST = 16, QUERIES = 256 };
 
@@ -53,6 +53,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static npumm_crew *crew; /* guarded by the lock, as is who made it */
 static pid_t owner;
 
+/* By the threads of one set for the process, unless somebody else has them. */
 static void share(task *t, int32_t threads) {
   if (threads < 2 || pthread_mutex_trylock(&lock) != 0) {
     work(t, 0);
@@ -66,9 +67,9 @@ static void share(task *t, int32_t threads) {
   pthread_mutex_unlock(&lock);
 }
 
-int npumm_attend_all(const npumm_attention *how, const npumm_kv_layer *layer, int64_t offset, int64_t count,
-                     const float *q, int64_t q_head_stride, int64_t q_row_stride, float *out, int64_t out_head_stride,
-                     int64_t out_row_stride, int32_t threads) {
+int npumm_attend_crew(npumm_crew *own, const npumm_attention *how, const npumm_kv_layer *layer, int64_t offset,
+                      int64_t count, const float *q, int64_t q_head_stride, int64_t q_row_stride, float *out,
+                      int64_t out_head_stride, int64_t out_row_stride, int32_t threads) {
   const int64_t bytes = npumm_attend_scratch(how, layer, count < QUERIES ? count : QUERIES);
   if (bytes < 0 || count < 0 || !q || !out) return NPUMM_BAD_ARGUMENT;
   if (count == 0) return NPUMM_OK;
@@ -87,15 +88,23 @@ int npumm_attend_all(const npumm_attention *how, const npumm_kv_layer *layer, in
             .heads = how->heads / layer->heads,
             .scratch_bytes = bytes};
   const int64_t alone = (how->heads + threads - 1) / threads;
-  if (count == 1 && alone < t.heads) t.heads = alone; /* fewer heads of keys than threads: some read the same */
+  if (count == 1) t.heads = alone; /* as many for each thread, although two may read the same keys then */
   t.queries = count < QUERIES ? count : QUERIES;
   t.ranges = (count + t.queries - 1) / t.queries;
   t.parts = (how->heads + t.heads - 1) / t.heads * t.ranges;
   t.scratch = aligned_alloc(64, (size_t)(bytes * threads));
   if (!t.scratch) return NPUMM_NO_MEMORY;
   const int64_t begun = npumm_profile_begin();
-  share(&t, threads);
+  if (own && threads > 1) (void)npumm_crew_run(own, threads, work, &t); /* only who attends gives up */
+  else share(&t, threads);
   npumm_profile_end(begun, NPUMM_SPAN_ATTEND, 0, -1, bytes_seen(layer, offset + count), 0);
   free(t.scratch);
   return atomic_load(&t.code);
+}
+
+int npumm_attend_all(const npumm_attention *how, const npumm_kv_layer *layer, int64_t offset, int64_t count,
+                     const float *q, int64_t q_head_stride, int64_t q_row_stride, float *out, int64_t out_head_stride,
+                     int64_t out_row_stride, int32_t threads) {
+  return npumm_attend_crew(NULL, how, layer, offset, count, q, q_head_stride, q_row_stride, out, out_head_stride,
+                           out_row_stride, threads);
 }

@@ -8,13 +8,14 @@
 
 #include "../executor/crew.h"
 #include "../executor/profile.h"
+#include "../layers/attend_all.h"
 
 enum { ASK_NS = 100000000, THREADS_MOST = 8 };
 
 /* Values that a step has to have before threads share it: handing it over costs tens of microseconds. */
 static const int64_t SHARED_VALUES = 65536;
-/* And multiplications of queries with keys. */
-static const int64_t SHARED_PRODUCTS = 1 << 21;
+/* And multiplications of queries with keys: some 20 us of them. */
+static const int64_t SHARED_PRODUCTS = 1 << 17;
 
 static int64_t now(void) {
   struct timespec time;
@@ -122,14 +123,14 @@ static int append(const npumm_op *op, const npumm_run *run) {
                          op->x.inner_stride, op->y.data, op->y.outer_stride, op->y.inner_stride);
 }
 
-static int attend(const npumm_op *op, const npumm_run *run) {
+static int attend(npumm_executor *executor, const npumm_op *op, const npumm_run *run) {
   const npumm_kv_layer *layer = layer_of(op, run);
   if (!layer || !op->attention || op->shape.outer != op->attention->heads) return NPUMM_BAD_ARGUMENT;
   const int64_t offset = sequence_of(op, run)->offset;
   const int64_t pairs = op->shape.outer * op->shape.inner * (offset + op->shape.inner);
   const int32_t threads = pairs * op->shape.width >= SHARED_PRODUCTS ? run->threads : 1;
-  return npumm_attend_all(op->attention, layer, offset, op->shape.inner, op->x.data, op->x.outer_stride,
-                          op->x.inner_stride, op->out.data, op->out.outer_stride, op->out.inner_stride, threads);
+  return npumm_attend_crew(executor, op->attention, layer, offset, op->shape.inner, op->x.data, op->x.outer_stride,
+                           op->x.inner_stride, op->out.data, op->out.outer_stride, op->out.inner_stride, threads);
 }
 
 static int run_op(npumm_executor *executor, npumm_op *op, const npumm_run *run, npumm_report *report) {
@@ -142,7 +143,7 @@ static int run_op(npumm_executor *executor, npumm_op *op, const npumm_run *run, 
   } else if (op->kind == NPUMM_OP_APPEND) {
     code = append(op, run);
   } else if (op->kind == NPUMM_OP_ATTEND) {
-    code = attend(op, run);
+    code = attend(executor, op, run);
   } else if (run->threads > 1 && op->shape.outer * op->shape.inner * op->shape.width >= SHARED_VALUES) {
     code = run_shared(executor, op, run);
   } else {

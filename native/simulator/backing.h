@@ -21,6 +21,7 @@ typedef struct sim_backing {
   uint8_t *clean;  /* strict: what the CPU's copy was when it last agreed with the device's; tells dirty lines */
   pthread_mutex_t sync_lock; /* guards device and clean while data is moved */
   size_t bytes;              /* whole pages */
+  size_t large;              /* of them in large pages, where the system has such */
   size_t limit;              /* bytes that may be used: bytes, or the size of a foreign file */
   uint64_t iova;             /* invented; unique within its domain, below 4 GiB */
   int chip, domain;

@@ -22,6 +22,12 @@ typedef struct {
 
 #define SIM_TILE_N_MAX 64
 
+/*
+ * So many bytes ahead of what one row reads, every other line of B is asked into the L2 cache, which brings its neighbour
+ * with it: the processor by itself does not look beyond the end of a page.
+ */
+#define SIM_AHEAD 6144
+
 /* Where loops may rearrange elements of B, as wide as floats at most. */
 #define SIM_SPARE_BYTES(elements) (4 * (elements))
 

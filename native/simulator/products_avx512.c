@@ -66,6 +66,7 @@ TARGET static void f16_one_row(const float *a, sim_tiles tiles, float *c) {
       const __m512 y0 = _mm512_loadu_ps(a + t * TILE_K), y1 = _mm512_loadu_ps(a + t * TILE_K + LANES);
 #pragma GCC unroll 16
       for (size_t j = 0; j < LANES; j++) {
+        if (j % 2 == 0) _mm_prefetch((const char *)tile + SIM_AHEAD + 64 * j, _MM_HINT_T1);
         const __m256i *x = (const __m256i *)(const void *)(tile + j * TILE_K * 2);
         sums[j] = _mm512_fmadd_ps(y0, _mm512_cvtph_ps(_mm256_loadu_si256(x)), sums[j]);
         sums[j] = _mm512_fmadd_ps(y1, _mm512_cvtph_ps(_mm256_loadu_si256(x + 1)), sums[j]);
@@ -156,6 +157,7 @@ INLINE void i8_row(const int8_t *a, int32_t sum, sim_tiles tiles, size_t n, int3
     const __m512i y = _mm512_broadcast_i64x4(once);
 #pragma GCC unroll 16
     for (size_t i = 0; i < 8 * sixteens; i++) {
+      if (i % 2 == 0) _mm_prefetch((const char *)tile + SIM_AHEAD + 64 * i, _MM_HINT_T1);
       const __m512i x = _mm512_xor_si512(_mm512_loadu_si512(tile + 64 * i), sign);
       sums[i] = _mm512_dpbusd_epi32(sums[i], x, y);
     }

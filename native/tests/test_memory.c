@@ -179,6 +179,32 @@ static void test_memory_fields(void) {
   CHECK(!rknn_create_mem_from_phys(0, 0x1000, NULL, 64), "from_phys");
 }
 
+static int mappings(void) {
+  FILE *maps = fopen("/proc/self/maps", "r");
+  int lines = 0;
+  for (int c; maps && (c = fgetc(maps)) != EOF;) lines += c == '\n';
+  if (maps) fclose(maps);
+  return lines;
+}
+
+/* Large memory begins where a large page can; whatever its pages are, it is one with its descriptor, and goes as a whole. */
+static void test_large_memory(void) {
+  enum { LARGE = 2 << 20, SIZE = 3 * LARGE + 4096 };
+  const int before = mappings();
+  for (int round = 0; round < 3; round++) {
+    rknn_tensor_mem *mem = rknn_create_mem(0, SIZE);
+    CHECK(mem != NULL, "no memory");
+    char *own = mem->virt_addr, *seen = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, mem->fd, 0);
+    CHECK(seen != MAP_FAILED && (uintptr_t)own % LARGE == 0, "%p", (void *)own);
+    for (size_t i = 0; i < SIZE; i += 1024) CHECK(own[i] == 0, "byte %zu is not zero", i);
+    for (size_t i = 0; i < SIZE; i += 1024) own[i] = (char)(i / 1024 + (size_t)round);
+    for (size_t i = 0; i < SIZE; i += 1024) CHECK(seen[i] == own[i], "byte %zu by its descriptor", i);
+    munmap(seen, SIZE);
+    CHECK_IS(rknn_destroy_mem(0, mem), 0);
+  }
+  CHECK(mappings() <= before + 1, "%d mappings, %d before", mappings(), before);
+}
+
 static void test_slices(void) {
   matmul mm;
   CHECK(open_matmul(&mm, make_info(10, 3, 96, 64, 1, 0)), "not created");
@@ -282,6 +308,7 @@ int main(void) {
   test_binding_codes();
   test_when_data_moves();
   test_memory_fields();
+  test_large_memory();
   test_slices();
   test_memory_limits();
   return report("test_memory");

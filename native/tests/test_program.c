@@ -4,6 +4,7 @@
  * gcc -std=c17 -Inative/include -Inative/kernels native/tests/test_program.c native/program/[a-z]*.c
  * native/executor/[a-z]*.c native/layers/[a-z]*.c native/kernels/[a-z]*.c -lm -lpthread
  */
+#include <dirent.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -133,6 +134,48 @@ static void threads_share_rows(npumm_executor *executor) {
   free(out);
 }
 
+static int32_t tasks(void) {
+  DIR *all = opendir("/proc/self/task");
+  if (!all) abort();
+  int32_t count = 0;
+  for (struct dirent *entry; (entry = readdir(all));) count += entry->d_name[0] != '.';
+  closedir(all);
+  return count;
+}
+
+/* A token attends to a cache: by the executor's threads, which are all there are, and with the same bits. */
+static void threads_share_heads(npumm_executor *executor) {
+  enum { HEADS = 9, SHARED = 3, TOKENS = 600, DIM = 64 };
+  const int64_t count = (int64_t)SHARED * TOKENS * DIM;
+  float *k = malloc(sizeof(float) * count), *v = malloc(sizeof(float) * count),
+        *q = malloc(sizeof(float) * HEADS * DIM);
+  float wanted[HEADS * DIM], out[HEADS * DIM];
+  if (!k || !v || !q) abort();
+  for (int64_t i = 0; i < count; i++) k[i] = sinf((float)i), v[i] = cosf((float)(3 * i));
+  for (int64_t i = 0; i < HEADS * DIM; i++) q[i] = sinf((float)(7 * i));
+  npumm_kv_layer layer = {
+      .type = NPUMM_KV_FLOAT32, .heads = SHARED, .capacity = TOKENS, .key_dim = DIM, .value_dim = DIM};
+  layer.keys = (npumm_kv_rows){.data = k, .head_stride = TOKENS * DIM * 4, .row_stride = DIM * 4};
+  layer.values = (npumm_kv_rows){.data = v, .head_stride = TOKENS * DIM * 4, .row_stride = DIM * 4};
+  const npumm_attention how = {.heads = HEADS, .scale = 0.125f, .causal = 1};
+  npumm_sequence sequence = {.layers = &layer, .layer_count = 1, .offset = TOKENS - 1, .position = TOKENS - 1};
+  npumm_op op = {.kind = NPUMM_OP_ATTEND, .shape = {HEADS, 1, DIM}, .attention = &how};
+  op.x = (npumm_rows_from){q, DIM * 4, DIM * 4};
+  op.out = (npumm_rows_to){wanted, DIM * 4, DIM * 4};
+  const int32_t there = tasks();
+  for (int32_t threads = 1; threads < 5; threads++) {
+    npumm_report report = {0};
+    npumm_run run = {.sequences = &sequence, .sequence_count = 1, .stop = 1, .threads = threads};
+    HOLDS(npumm_program_run(executor, &op, &run, &report) == 0);
+    HOLDS(threads == 1 || memcmp(out, wanted, sizeof out) == 0);
+    op.out.data = out;
+  }
+  HOLDS(tasks() == there);
+  free(k);
+  free(v);
+  free(q);
+}
+
 /* A product, then its double, twice: left out where a value is a nan, and counted as another value says. */
 static void steps_are_left_out(npumm_executor *executor) {
   npumm_op ops[STEPS];
@@ -207,6 +250,7 @@ int main(void) {
   failures_are_run_again(executor);
   callers_may_end_it(executor);
   threads_share_rows(executor);
+  threads_share_heads(executor);
   steps_are_left_out(executor);
   mistakes_are_refused(executor);
   npumm_executor_destroy(executor);

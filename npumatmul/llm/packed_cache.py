@@ -63,6 +63,7 @@ def key_of(source_digest: str, how: Mapping[str, Any], device: Device) -> str:
     if settings().tuned:
         with contextlib.suppress(OSError):
             tuned = hashlib.sha256(tuning_cache(device).path.read_bytes()).hexdigest()
+    cores = settings().cores
     depends = {
         "source": source_digest,
         "how": how,
@@ -71,6 +72,7 @@ def key_of(source_digest: str, how: Mapping[str, Any], device: Device) -> str:
         "npumatmul": npumatmul.__version__,
         "packing": VERSION,
         "tuned": tuned,
+        "cores": None if cores is None or len(cores) >= device.chip.cores else len(cores),
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
 

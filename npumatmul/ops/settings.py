@@ -34,7 +34,8 @@ class Settings:
         scheme, and sums of integers are the same; ``"auto"``: whoever is modelled to be faster for the rows at hand.
         It holds for weights that do not say it themselves (`PackedWeight.on`).
     cores : tuple of int or None
-        The NPU cores that products may run on, for weights that several pieces of work share; None: all.
+        The NPU cores that products may run on, for weights that several pieces of work share; None: all. Weights that
+        are packed there are cut evenly for so many: three tiles of N are no even work for two cores.
     """
 
     fallback: str | None = None

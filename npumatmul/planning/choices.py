@@ -14,7 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -289,10 +289,17 @@ def planned(
     k_group: int | None = None,
     row_images: int = 1,
     k_slices: int | None = None,
+    cut_for: int | None = None,
 ) -> WeightPlan:
     """Cut a weight as is asked for or the cache that is consulted says, else by the model.
 
-    The arguments are those of `plan_weight`. With `k_slices` the cache is not consulted.
+    The other arguments are those of `plan_weight`. With `k_slices` the cache is not consulted.
+
+    Parameters
+    ----------
+    cut_for : int, optional
+        Tiles are chosen for so many cores, where nobody asks for others: three tiles are no even work for two cores.
+        All cores may multiply with them all the same. What was measured on all cores says nothing then.
 
     Examples
     --------
@@ -300,13 +307,22 @@ def planned(
     >>> rk3588 = chip("rk3588")
     >>> planned(64, 96, MatmulType.INT8_INT8_INT32, rk3588, rk3588.runtime).measured_cores
     ()
+    >>> whole = planned(2048, 2048, MatmulType.INT8_INT8_INT32, rk3588, rk3588.runtime)
+    >>> [span.length for span in whole.n_spans]
+    [704, 672, 672]
+    >>> halves = planned(2048, 2048, MatmulType.INT8_INT8_INT32, rk3588, rk3588.runtime, cut_for=2)
+    >>> [span.length for span in halves.n_spans], halves.row_cores
+    ([1024, 1024], 3)
     """
     cache, wishes = _consulted.get()
-    if cache is not None and k_slices is None:
+    fewer = cut_for is not None and cut_for < chip.cores and "cores" not in wishes
+    if fewer:
+        wishes = {**wishes, "cores": cut_for}
+    elif cache is not None and k_slices is None:
         found = cache.plan(WeightShape(k, n, mm_type, k_group, row_images), chip, runtime, k_parts)
         if found is not None:
             return found
-    return plan_weight(
+    plan = plan_weight(
         k,
         n,
         mm_type,
@@ -318,3 +334,4 @@ def planned(
         k_slices=k_slices,
         **wishes,
     )
+    return replace(plan, cores=min(chip.cores, len(plan.n_spans)), row_cores=chip.cores) if fewer else plan

@@ -177,9 +177,15 @@ def test_an_entry_is_for_one_content_scheme_chip_version_and_tuning(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
         keys.add(key_of("a", HOW, device))
+    with npu.config(cores=(0, 1)):
+        keys.add(key_of("a", HOW, device))
+    with npu.config(cores=(1, 2)):
+        assert key_of("a", HOW, device) in keys
+    with npu.config(cores=(0, 1, 2)):
+        assert key_of("a", HOW, device) in keys
     monkeypatch.setattr(npu, "__version__", "99")
     keys.add(key_of("a", HOW, device))
-    assert len(keys) == 6
+    assert len(keys) == 7
 
 
 def test_whatever_is_damaged_is_made_anew(cache: PackedCache, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from npumatmul.chips import Chip
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.host import kernels
 from npumatmul.host.kernels import Conversion
+from npumatmul.ops.settings import settings
 from npumatmul.planning.choices import planned
 from npumatmul.planning.product import Span, WeightPlan
 from npumatmul.quant.params import Granularity, QuantizedWeight
@@ -40,6 +41,14 @@ class Laid:
     slices: tuple[KSlice, ...]
 
 
+def _planned(
+    k: int, n: int, mm_type: MatmulType, chip: Chip, runtime: RuntimeVersion, k_parts: int = 1, **how: Any
+) -> WeightPlan:
+    """As `planned`, cut for as many cores as the scope has."""
+    cores = settings().cores
+    return planned(k, n, mm_type, chip, runtime, k_parts, cut_for=None if cores is None else len(cores), **how)
+
+
 def float_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeVersion) -> Laid:
     """Lay a weight of floats as float16.
 
@@ -50,7 +59,7 @@ def float_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: Runtime
     chip : Chip
     runtime : RuntimeVersion
     """
-    plan = planned(weight.shape[1], weight.shape[0], route.mm_type, chip, runtime)
+    plan = _planned(weight.shape[1], weight.shape[0], route.mm_type, chip, runtime)
     conversion, scale, column_scale = Conversion.COPY_16, None, None
     if weight.dtype != np.float16:
         weight = weight.astype(np.float32, copy=False)
@@ -74,7 +83,7 @@ def high_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeV
     weight, route, chip, runtime
         As for `float_tiles`.
     """
-    plan = planned(weight.shape[1], weight.shape[0], route.mm_type, chip, runtime)
+    plan = _planned(weight.shape[1], weight.shape[0], route.mm_type, chip, runtime)
     weight = weight.astype(np.float32, copy=False)
     powers = kernels.power_of_two_scales(weight, high=True)
     column_scale = np.reciprocal(powers)
@@ -120,7 +129,7 @@ def measured_tiles(
     per_channel = scheme.granularity is Granularity.CHANNEL and scheme.symmetric and not scheme.integers
     if conversion is None or not per_channel or route.mm_type.c in (ElementType.INT8, ElementType.INT16):
         return None
-    plan = planned(k, n, route.mm_type, chip, runtime, row_images=route.row_images)
+    plan = _planned(k, n, route.mm_type, chip, runtime, row_images=route.row_images)
     weight = weight.astype(np.float32, copy=False)
     sums = None if scheme.activation_symmetric else np.empty((len(plan.k_spans), n), np.int32)
     rows: list[TileRow | MeasuredRow] = []
@@ -220,7 +229,7 @@ def _bounded_plan(
 
     def cut(parts: int) -> WeightPlan:
         size = None if group is None else group // parts
-        return planned(
+        return _planned(
             k, n, route.mm_type, chip, runtime, parts if group is None else 1,
             k_group=size, row_images=route.row_images,
         )  # fmt: skip
@@ -236,7 +245,7 @@ def _bounded_plan(
 
 def _plan_of_one_slice(k: int, n: int, route: Route, chip: Chip, runtime: RuntimeVersion) -> WeightPlan:
     """A plan without slices of K: partial sums that were rounded to int8 cannot be added."""
-    plan = planned(k, n, route.mm_type, chip, runtime, k_slices=1)
+    plan = _planned(k, n, route.mm_type, chip, runtime, k_slices=1)
     if len(plan.k_spans) > 1:
         raise ValueError(
             f"pack: scheme {route.scheme.name!r} takes K up to {chip.type_limits(route.mm_type, runtime).k_max} on "
