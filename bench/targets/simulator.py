@@ -211,10 +211,12 @@ LOADED = "load packed weights, {0} of {1}x{1} int8"
 
 
 def reader_of_all(path: Path) -> Callable[[], object]:
+    """As anybody would."""
     return path.read_bytes
 
 
 def reader_into_shared(path: Path) -> Callable[[], object]:
+    """As the simulator's memory is made."""
     return lambda: read_into_shared(path)
 
 
