@@ -201,12 +201,12 @@ static void absmax_columns(const float *src, int64_t n, uint32_t *largest) {
 
 /* One of each pair goes into the other one's byte with a shift: the low nibbles of both, or the high ones of both plus 8. */
 static inline void join(const int count, const int8_t *src, uint8_t *dst, const int high, const int high_first) {
-  uint8x16_t x[8], joined[4];
-  for (int v = 0; v < 2 * count; v++) x[v] = vreinterpretq_u8_s8(vld1q_s8(src + 16 * v));
-  for (int v = 0; high && v < 2 * count; v++) x[v] = vaddq_u8(x[v], vdupq_n_u8(8));
+  uint8x16x2_t x[4];
+  uint8x16_t joined[4];
+  for (int v = 0; v < count; v++) x[v] = vld2q_u8((const uint8_t *)src + 32 * v);
   for (int v = 0; v < count; v++) {
-    const uint8x16_t even = vuzp1q_u8(x[2 * v], x[2 * v + 1]), odd = vuzp2q_u8(x[2 * v], x[2 * v + 1]);
-    const uint8x16_t first = high_first ? odd : even, second = high_first ? even : odd;
+    const uint8x16_t bias = vdupq_n_u8(high ? 8 : 0);
+    const uint8x16_t first = vaddq_u8(x[v].val[high_first], bias), second = vaddq_u8(x[v].val[!high_first], bias);
     joined[v] = high ? vsriq_n_u8(second, first, 4) : vsliq_n_u8(first, second, 4);
   }
   for (int v = 0; v < count; v++) vst1q_u8(dst + 16 * v, joined[v]);
