@@ -85,7 +85,9 @@ static void fail_to_read(int fd, uint8_t *content, int64_t offset, int32_t threa
   for (int64_t wall = PAGE; wall < there - PAGE; wall += 7 * PAGE * 16) { /* and all that is behind it */
     mprotect(memory + wall, (size_t)(FILE_BYTES - PAGE - wall) / PAGE * PAGE, PROT_READ);
     const int64_t got = npumm_read_summed(0, fd, offset, memory, there, threads, &sum, &error);
-    check(got == wall && error == EFAULT && sum == 77, "memory that cannot be written", 0, (size_t)wall);
+    const int right =
+        got == wall || got == wall / PIECE * PIECE; /* an emulator reads nothing of a piece with a wall in it */
+    check(right && error == EFAULT && sum == 77, "memory that cannot be written", 0, (size_t)wall);
     mprotect(memory, 2 * FILE_BYTES, PROT_READ | PROT_WRITE);
   }
   munmap(memory, 2 * FILE_BYTES);
