@@ -80,8 +80,8 @@ int64_t npumm_read_summed(int32_t set, int fd, int64_t offset, void *memory, int
   int32_t count = threads < THREADS_MOST ? threads : THREADS_MOST;
   if (count > pieces) count = pieces ? (int32_t)pieces : 1;
   reading of = {.crc = crc, .fd = fd, .offset = offset, .bytes = bytes, .memory = memory};
-  reader readers[THREADS_MOST];
-  for (int32_t i = 0; i < count; i++) readers[i] = (reader){.of = &of, .end = bytes};
+  reader readers[THREADS_MOST] = {{.of = &of, .end = bytes}};
+  for (int32_t i = 1; i < count; i++) readers[i] = readers[0];
 
   const int32_t others = start(readers + 1, count - 1);
   read_pieces(readers);
