@@ -88,6 +88,12 @@ def test_instructions_become_what_an_assembler_takes() -> None:
     ]  # fmt: skip
 
 
+def test_calls_are_branches_to_models() -> None:
+    assert [neon_report.for_models(words) for words in ("bl there", "blr x3", "b.ls there", "br x3")] == [
+        ["b there"], ["br x3"], ["b.ls there"], ["br x3"],
+    ]  # fmt: skip
+
+
 def test_cycles_are_those_of_an_iteration() -> None:
     assert neon_report.cycles(MCA) == [Cycles(5.05, 3.5), Cycles(2.0, 2.0)]
 

@@ -134,9 +134,12 @@ def disassembled(text: str) -> dict[int, str]:
 def for_models(words: str) -> list[str]:
     """An instruction as models shall see it.
 
-    They would have the step of a store's pointer wait for what is stored, and a load of a part of a register for what
-    was in it before, though such loads clear the rest.
+    They would have the step of a store's pointer wait for what is stored, a load of a part of a register for what was
+    in it before, though such loads clear the rest, and a call take a hundred cycles: what is called is counted itself.
     """
+    called = re.fullmatch(r"bl(r?) (\w+)", words)
+    if called is not None:
+        return [f"b{called[1]} {called[2]}"]
     step = re.fullmatch(r"(st[rp] .*\[)(\w+)\], #(-?)(\w+)", words)
     if step is not None:
         store, pointer, sign, distance = step.groups()

@@ -207,17 +207,28 @@ def read_into_shared(path: Path) -> None:
 
 
 # Loading ends in memory that is new, which a file's reader pays for, too: that is what the target is for.
-LOADED = "load packed weights, 4 of 4096x4096 int8"
+LOADED = "load packed weights, {0} of {1}x{1} int8"
 
 
-@line(LOADED, "Path.read_bytes()", most=1.3, over=[(lambda path: path.read_bytes,)])
-@line(LOADED, "reading the file into new shared memory", over=[(lambda path: lambda: read_into_shared(path),)])
-@line(LOADED, "reading the file into memory that is there", over=[(reader_into_there,)])
-def packed_file(reader: Callable[[Path], Callable[[], object]]) -> Iterator[Turns]:
+def reader_of_all(path: Path) -> Callable[[], object]:
+    """As anybody would."""
+    return path.read_bytes
+
+
+def reader_into_shared(path: Path) -> Callable[[], object]:
+    """As the simulator's memory is made."""
+    return lambda: read_into_shared(path)
+
+
+@line(LOADED, "Path.read_bytes()", most=1.3, over=[(4, 4096, reader_of_all)])
+@line(LOADED, "Path.read_bytes()", most=1.5, over=[(16, 2048, reader_of_all)])
+@line(LOADED, "reading the file into new shared memory", over=[(4, 4096, reader_into_shared)])
+@line(LOADED, "reading the file into memory that is there", over=[(4, 4096, reader_into_there)])
+def packed_file(count: int, size: int, reader: Callable[[Path], Callable[[], object]]) -> Iterator[Turns]:
     """With checksums, into NPU memory that is new each time."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "weights.safetensors")
-        weights = {f"w{i}": npu.pack(integers(4096, 4096)) for i in range(4)}
+        weights = {f"w{i}": npu.pack(integers(size, size)) for i in range(count)}
         npu.save_packed(weights, path)
         for weight in weights.values():
             weight.close()

@@ -242,6 +242,16 @@ NPUMM_EXPORT int npumm_crc32_by(int32_t set, const void *data, int64_t bytes, ui
 /* Name of a way of npumm_crc32_by; NULL beyond the last one. */
 NPUMM_EXPORT const char *npumm_crc32_set(int32_t set);
 
+/*
+ * Read a file from `offset` on into memory, and the checksum of that as npumm_crc32_by does. Up to `threads` threads, 16 at
+ * most, share pieces of 256 KiB; those beside the caller's have ended when it returns.
+ *
+ * Returns how many bytes there were before anything failed. Where those are not all, the checksum is left as it is, bytes
+ * behind them may be written, and *error is errno of what failed, or 0 where the file ended there. NPUMM_BAD_ARGUMENT too.
+ */
+NPUMM_EXPORT int64_t npumm_read_summed(int32_t set, int fd, int64_t offset, void *memory, int64_t bytes,
+                                       int32_t threads, uint32_t *checksum, int *error);
+
 /* Name of the instruction set that the kernels chose on this machine: "scalar", "avx2", "avx512" or "neon". */
 NPUMM_EXPORT const char *npumm_instruction_set(void);
 

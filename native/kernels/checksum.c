@@ -1,6 +1,8 @@
 /* CRC-32 by what the machine has. */
 #include "checksum.h"
 
+#include <stdatomic.h>
+
 #include "npumatmul_kernels.h"
 
 #if defined(__x86_64__)
@@ -23,35 +25,45 @@ static int has_vpclmul(void) {
 #endif
 #endif
 
-enum { SETS_MOST = 3 };
-
-typedef struct {
+/* Each needs what those before it need. */
+static const struct {
   const char *name;
   npumm_crc *crc;
-} set;
-
-static int32_t list(set found[SETS_MOST]) {
-  int32_t count = 0;
-  found[count++] = (set){"scalar", npumm_crc_scalar};
+} sets[] = {
+    {"scalar", npumm_crc_scalar},
 #if defined(__x86_64__)
-  if (has_clmul()) {
-    found[count++] = (set){"pclmul", npumm_crc_clmul};
-    if (has_vpclmul()) found[count++] = (set){"vpclmul", npumm_crc_vpclmul};
-  }
+    {"pclmul", npumm_crc_clmul},
+    {"vpclmul", npumm_crc_vpclmul},
 #elif defined(__aarch64__)
-  if (getauxval(AT_HWCAP) & HWCAP_CRC32) found[count++] = (set){"crc32", npumm_crc_arm};
+    {"crc32", npumm_crc_arm},
 #endif
-  return count;
+};
+
+static int32_t count(void) {
+#if defined(__x86_64__)
+  return !has_clmul() ? 1 : !has_vpclmul() ? 2 : 3;
+#elif defined(__aarch64__)
+  return getauxval(AT_HWCAP) & HWCAP_CRC32 ? 2 : 1;
+#else
+  return 1;
+#endif
 }
 
-const char *npumm_crc32_set(int32_t index) {
-  set found[SETS_MOST];
-  return index >= 0 && index < list(found) ? found[index].name : NULL;
+/* How many this machine has is asked once: the cpuid instruction costs microseconds, tens of them in a virtual machine. */
+static int has(int32_t index) {
+  static atomic_int known;
+  int32_t found = atomic_load_explicit(&known, memory_order_relaxed);
+  if (!found) atomic_store_explicit(&known, found = count(), memory_order_relaxed); /* by several threads perhaps */
+  return index >= 0 && index < found;
 }
+
+npumm_crc *npumm_crc_of(int32_t set) { return has(set) ? sets[set].crc : NULL; }
+
+const char *npumm_crc32_set(int32_t index) { return has(index) ? sets[index].name : NULL; }
 
 int npumm_crc32_by(int32_t index, const void *data, int64_t bytes, uint32_t *checksum) {
-  set found[SETS_MOST];
-  if (index < 0 || index >= list(found) || bytes < 0 || (!data && bytes) || !checksum) return NPUMM_BAD_ARGUMENT;
-  *checksum = ~found[index].crc(~*checksum, data, (size_t)bytes);
+  npumm_crc *crc = npumm_crc_of(index);
+  if (!crc || bytes < 0 || (!data && bytes) || !checksum) return NPUMM_BAD_ARGUMENT;
+  *checksum = ~crc(~*checksum, data, (size_t)bytes);
   return NPUMM_OK;
 }

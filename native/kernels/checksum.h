@@ -17,4 +17,13 @@ npumm_crc npumm_crc_clmul, npumm_crc_vpclmul;
 npumm_crc npumm_crc_arm;
 #endif
 
+/* The function of a way of npumm_crc32_by; NULL beyond the last one. */
+npumm_crc *npumm_crc_of(int32_t set);
+
+/*
+ * What a checksum adds, by exclusive or, to that of the same bytes with so many others behind them: of two stretches
+ * together, moved(checksum of the first, bytes of the second) ^ checksum of the second.
+ */
+uint32_t npumm_crc_moved(uint32_t checksum, int64_t bytes);
+
 #endif

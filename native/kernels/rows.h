@@ -80,6 +80,8 @@ void npumm_pieces_base(const npumm_pieces *of, const char *from, char *to, int p
 #if defined(__x86_64__)
 void npumm_pieces_avx2(const npumm_pieces *of, const char *from, char *to, int past_caches);
 void npumm_pieces_avx512(const npumm_pieces *of, const char *from, char *to, int past_caches);
+#elif defined(__aarch64__)
+void npumm_pieces_neon(const npumm_pieces *of, const char *from, char *to, int past_caches);
 #endif
 
 /* Those that this machine can run, by number: 0 is the scalar reference, the last one is the best. NULL beyond it. */

@@ -199,21 +199,31 @@ static void absmax_columns(const float *src, int64_t n, uint32_t *largest) {
   npumm_rows_scalar.absmax_columns(src + i, n - i, largest + i);
 }
 
-static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first) {
-  const uint8x16_t bias = vdupq_n_u8(high ? 8 : 0), nibble = vdupq_n_u8(0x0f);
-  const int8x16_t shift = vdupq_n_s8(high ? -4 : 0);
-  int64_t i = 0;
-  for (; i + 64 <= n; i += 64) {
-    uint8x16_t joined[2];
-    for (int v = 0; v < 2; v++) {
-      const int8x16x2_t both = vld2q_s8(src + i + 32 * v);
-      const uint8x16_t even = vshlq_u8(vaddq_u8(vreinterpretq_u8_s8(both.val[0]), bias), shift);
-      const uint8x16_t odd = vshlq_u8(vaddq_u8(vreinterpretq_u8_s8(both.val[1]), bias), shift);
-      const uint8x16_t low_first = vorrq_u8(vandq_u8(even, nibble), vshlq_n_u8(odd, 4));
-      joined[v] = high_first ? vorrq_u8(vandq_u8(odd, nibble), vshlq_n_u8(even, 4)) : low_first;
-    }
-    for (int v = 0; v < 2; v++) vst1q_u8(dst + i / 2 + 16 * v, joined[v]);
+/* One of each pair goes into the other one's byte with a shift: the low nibbles of both, or the high ones of both plus 8. */
+static inline void join(const int count, const int8_t *src, uint8_t *dst, const int high, const int high_first) {
+  uint8x16x2_t x[4];
+  uint8x16_t joined[4];
+  for (int v = 0; v < count; v++) x[v] = vld2q_u8((const uint8_t *)src + 32 * v);
+  for (int v = 0; v < count; v++) {
+    const uint8x16_t bias = vdupq_n_u8(high ? 8 : 0);
+    const uint8x16_t first = vaddq_u8(x[v].val[high_first], bias), second = vaddq_u8(x[v].val[!high_first], bias);
+    joined[v] = high ? vsriq_n_u8(second, first, 4) : vsliq_n_u8(first, second, 4);
   }
+  for (int v = 0; v < count; v++) vst1q_u8(dst + 16 * v, joined[v]);
+}
+
+/* Returns how many of the values are done. */
+static inline int64_t all_pairs(const int8_t *src, uint8_t *dst, int64_t n, const int high, const int high_first) {
+  int64_t i = 0;
+  for (; i + 128 <= n; i += 128) join(4, src + i, dst + i / 2, high, high_first);
+  for (; i + 32 <= n; i += 32) join(1, src + i, dst + i / 2, high, high_first);
+  return i;
+}
+
+static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first) {
+  int64_t i;
+  if (high) i = high_first ? all_pairs(src, dst, n, 1, 1) : all_pairs(src, dst, n, 1, 0);
+  else i = high_first ? all_pairs(src, dst, n, 0, 1) : all_pairs(src, dst, n, 0, 0);
   npumm_rows_scalar.pairs(src + i, dst + i / 2, n - i, high, high_first);
 }
 
@@ -274,7 +284,7 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
 
 const npumm_row_kernels npumm_rows_neon = {
     "neon", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,        quantize_columns, pairs,
-    sum,    absmax,     minmax,          absmax_columns, npumm_transpose, npumm_pieces_base};
+    sum,    absmax,     minmax,          absmax_columns, npumm_transpose, npumm_pieces_neon};
 #else
 typedef int npumm_rows_neon_is_empty_here;
 #endif

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 from npumatmul.chips import rows
@@ -310,7 +311,7 @@ def build_type(
     soc: str, mm_type: MatmulType, runtime: RuntimeVersion, results: ProbeResults | None = None
 ) -> TypeCapabilities:
     """One type's part of `build`."""
-    row = _type(_row(soc), mm_type, runtime)
+    row = _known_type(soc, mm_type, runtime)
     if results is None:
         return row
     mine = mm_type.name + "."
@@ -390,6 +391,12 @@ def _supported(row: ChipRow, mm_type: MatmulType, runtime: RuntimeVersion) -> Ce
     if cell.value and runtime < since:
         return documented(False, f"needs runtime {since} or later: facts 1.4")
     return cell
+
+
+@cache
+def _known_type(soc: str, mm_type: MatmulType, runtime: RuntimeVersion) -> TypeCapabilities:
+    """What the sources say of a type; asked for each weight that is loaded."""
+    return _type(_row(soc), mm_type, runtime)
 
 
 def _type(row: ChipRow, mm_type: MatmulType, runtime: RuntimeVersion) -> TypeCapabilities:

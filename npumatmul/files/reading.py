@@ -31,6 +31,8 @@ _HARMLESS_HOLES = 1 << 24
 #: How many stretches of data are looked at; a file with more is none that was made to look large.
 _STRETCHES = 4096
 _PIECE = 1 << 22
+#: Most bytes that are read by one call, after which signals are looked at.
+_AT_ONCE = 1 << 25
 
 
 class RegularFile(Uncopied):
@@ -120,8 +122,23 @@ class RegularFile(Uncopied):
         self.read_into(start, data)
         return data
 
-    def read_into(self, start: int, memory: NDArray[np.uint8]) -> None:
+    def read_into(
+        self,
+        start: int,
+        memory: NDArray[np.uint8],
+        read: Callable[[int, NDArray[np.uint8], int], int] = lambda number, part, at: os.preadv(
+            number, [part.data], at
+        ),
+    ) -> None:
         """Read as many bytes as there are in contiguous memory.
+
+        Parameters
+        ----------
+        start : int
+        memory : ndarray of uint8
+        read : callable
+            Reads from a descriptor into a part of the memory, from an offset on, and tells how many bytes it got: none
+            where the file ends.
 
         Raises
         ------
@@ -130,10 +147,9 @@ class RegularFile(Uncopied):
         """
         count = memory.size
         self._check_range(start, count)
-        view = memory.data
         done = 0
         while done < count:
-            got = os.preadv(self._open(), [view[done : done + (1 << 30)]], start + done)
+            got = read(self._open(), memory[done : done + _AT_ONCE], start + done)
             if not got:
                 raise self.error(f"it became shorter while it was read: {self.size} bytes, then {start + done}")
             done += got

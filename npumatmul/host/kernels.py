@@ -162,6 +162,19 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "npumm_levels": (C.c_int32, (C.c_int,)),
     "npumm_crc32_by": (C.c_int, (C.c_int32, C.c_void_p, C.c_int64, C.POINTER(C.c_uint32))),
     "npumm_crc32_set": (C.c_char_p, (C.c_int32,)),
+    "npumm_read_summed": (
+        C.c_int64,
+        (
+            C.c_int32,
+            C.c_int,
+            C.c_int64,
+            C.c_void_p,
+            C.c_int64,
+            C.c_int32,
+            C.POINTER(C.c_uint32),
+            C.POINTER(C.c_int),
+        ),
+    ),
     "npumm_instruction_set": (C.c_char_p, ()),
 }
 

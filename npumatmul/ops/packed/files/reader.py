@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from npumatmul.files.reading import RegularFile, parse_json, shown
 from npumatmul.files.writing import check_target, replacing, said_of
-from npumatmul.host.checksums import array_checksum
+from npumatmul.host.checksums import SummedReader
 
 __all__ = ["TensorFile", "TensorWriter", "WrongTensorFile"]
 
@@ -51,8 +51,6 @@ _MOST_DIMENSIONS = 32
 _LARGEST = 1 << 56
 
 _COPIED = 1 << 24
-#: Bytes that are read and summed up at once.
-_SUMMED = 1 << 20
 
 
 class WrongTensorFile(ValueError):
@@ -140,7 +138,7 @@ class TensorFile:
     def read_into(self, name: str, memory: NDArray[np.uint8]) -> int | None:
         """Read a tensor of as many bytes into memory, and tell its checksum; None if it is of another type or shape.
 
-        Each piece is summed up while it is in a cache.
+        Several threads share what is large, and each sums up what it has read while that is in a cache.
 
         Raises
         ------
@@ -150,12 +148,9 @@ class TensorFile:
         start, _, _, shape = self._places[name]
         if self.dtype(name) != np.uint8 or shape != memory.shape:
             return None
-        checksum = 0
-        for done in range(0, memory.size, _SUMMED):
-            piece = memory[done : done + _SUMMED]
-            self.file.read_into(self._first + start + done, piece)
-            checksum = array_checksum(piece, checksum)
-        return checksum
+        reader = SummedReader()
+        self.file.read_into(self._first + start, memory, reader)
+        return reader.checksum
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Type of a tensor's elements; errors as for reading it."""
