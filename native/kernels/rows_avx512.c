@@ -108,12 +108,54 @@ AVX512 static inline int quantize_64(const float *src, int8_t *dst, const steps 
   return all_finite == 0xffff;
 }
 
-AVX512 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
+/* What a row's codes have in common: clamped as bytes, after narrowing with saturation. */
+typedef struct {
+  __m512 reciprocal;
+  __m512i zero, low, high;
+} codes;
+
+/*
+ * 64 values of a row, as long as all of them are sure. Quotients are taken in steps of 2^-15, half a code more and two
+ * steps, so that a shift rounds them down to their codes; for quotients up to 256 the error is below two steps. Within
+ * two of a half the bits below the code are 0 to 3, and whatever is no integer of 32 bits becomes -2^31, whose lower bits
+ * are 0, too.
+ */
+AVX512 static inline int quantize_64_surely(const float *src, int8_t *dst, const codes *of) {
+  enum { BITS = 15, MARGIN = 2, UNSURE = (1 << BITS) - 2 * MARGIN };
+  const __m512 half = _mm512_set1_ps((1 << (BITS - 1)) + MARGIN);
+  __m512i whole[4];
+  __mmask16 unsure = 0;
+  for (int v = 0; v < 4; v++) {
+    const __m512i fixed = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_loadu_ps(src + 16 * v), of->reciprocal, half));
+    unsure |= _mm512_testn_epi32_mask(fixed, _mm512_set1_epi32(UNSURE));
+    whole[v] = _mm512_srai_epi32(fixed, BITS);
+  }
+  if (unsure) return 0;
+  const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(whole[0], whole[1]), of->zero);
+  const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(whole[2], whole[3]), of->zero);
+  __m512i bytes = _mm512_packs_epi16(first, second); /* of each quarter four at a time */
+  bytes = _mm512_min_epi8(_mm512_max_epi8(bytes, of->low), of->high);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512((void *)dst, _mm512_permutexvar_epi32(order, bytes));
+  return 1;
+}
+
+/* The others. Apart, so that what these need takes no registers of the usual ones. */
+__attribute__((noinline)) AVX512 static int divide_64(const float *src, int8_t *dst, const npumm_quantizer *how) {
   const steps all = steps_of(how);
+  return quantize_64(src, dst, &all, 0, 0);
+}
+
+AVX512 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
+  const codes row = {_mm512_set1_ps(0x1p15f / how->scale), _mm512_set1_epi16((int16_t)how->zero),
+                     _mm512_set1_epi8((int8_t)((int32_t)how->low + how->zero)),
+                     _mm512_set1_epi8((int8_t)((int32_t)how->high + how->zero))};
   const int usual = npumm_is_usual_scale(how->scale);
   int finite = 1;
   int64_t i = 0;
-  for (; i + 64 <= n; i += 64) finite &= quantize_64(src + i, dst + i, &all, 0, usual);
+  for (; i + 64 <= n; i += 64) {
+    if (!usual || !quantize_64_surely(src + i, dst + i, &row)) finite &= divide_64(src + i, dst + i, how);
+  }
   return npumm_rows_avx2.quantize(src + i, dst + i, n - i, how) && finite;
 }
 

@@ -21,7 +21,7 @@ static int list(const npumm_row_kernels *found[SETS_MOST]) {
   int count = 0;
   found[count++] = &npumm_rows_scalar;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && has_f16c()) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     found[count++] = &npumm_rows_avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {

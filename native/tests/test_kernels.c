@@ -86,9 +86,33 @@ static void quotients_next_to_halves(const npumm_row_kernels *kernels) {
   HOLDS(same);
 }
 
+/* One quotient of 64 is as near to a half as where kernels begin to divide, and up to the largest; zero points, too. */
+static void one_quotient_near_a_half(const npumm_row_kernels *kernels) {
+  enum { COUNT = 64 * 512 };
+  static float src[COUNT];
+  static int8_t got[COUNT], expected[COUNT];
+  int same = 1;
+  for (int round = 0; round < 60; round++) {
+    const uint32_t bits = (random_bits() & 0x007fffffu) | ((uint32_t)(40 + round * 3) << 23);
+    const int32_t zero = round % 3 == 0 ? 0 : round % 3 == 1 ? 127 : -128;
+    npumm_quantizer how = {0.0f, (float)(-128 - zero), (float)(127 - zero), zero};
+    memcpy(&how.scale, &bits, sizeof bits);
+    for (int i = 0; i < COUNT; i++) {
+      const double code = (double)(random_bits() % 520u) - 260.0; /* beyond the range, too */
+      const double off = ((double)(random_bits() % 8001u) - 4000.0) / 1000.0 * 0x1p-15;
+      src[i] = (float)((i % 64 == i / 64 % 64 ? code + 0.5 + off : code + 0.25) * (double)how.scale);
+    }
+    if (round % 4 == 3) src[random_bits() % COUNT] = round % 8 == 3 ? INFINITY : NAN;
+    const int finite = npumm_rows_scalar.quantize(src, expected, COUNT, &how);
+    same &= kernels->quantize(src, got, COUNT, &how) == finite && memcmp(got, expected, sizeof got) == 0;
+  }
+  HOLDS(same);
+}
+
 static void compare_with_scalar(const npumm_row_kernels *kernels) {
   enum { LONGEST = 300 };
   quotients_next_to_halves(kernels);
+  one_quotient_near_a_half(kernels);
   for (int kind = 0; kind < 4; kind++) {
     for (int64_t n = 0; n < LONGEST; n = n < 70 ? n + 1 : n + 23) {
       /* heap blocks of the exact size, so that the sanitizers see every step too far */
