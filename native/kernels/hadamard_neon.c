@@ -2,15 +2,24 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
-#include <stddef.h>
+#define INLINE static inline
 
-#include "hadamard.h"
-#include "npumatmul_kernels.h"
+typedef float32x4_t vector;
+enum { WIDTH = 4 };
+
+INLINE vector load(const float *from) { return vld1q_f32(from); }
+INLINE void store(float *to, vector v) { vst1q_f32(to, v); }
+INLINE vector plus(vector a, vector b) { return vaddq_f32(a, b); }
+INLINE vector minus(vector a, vector b) { return vsubq_f32(a, b); }
+INLINE vector minus_both(vector a, vector b) { return vsubq_f32(vnegq_f32(a), b); }
+INLINE vector negated(vector a) { return vnegq_f32(a); }
+
+#include "hadamard_loops.h"
 
 static void scale(const float *src, const float *factor, float *dst, int64_t n) {
   int64_t i = 0;
   for (; factor && i + 4 <= n; i += 4) vst1q_f32(dst + i, vmulq_f32(vld1q_f32(src + i), vld1q_f32(factor + i)));
-  npumm_hadamard_scalar.scale(src + i, factor ? factor + i : factor, dst + i, n - i);
+  for (; i < n; i++) dst[i] = factor ? src[i] * factor[i] : src[i];
 }
 
 static void divide(const float *src, const float *divisor, float *dst, int64_t n) {
@@ -19,7 +28,7 @@ static void divide(const float *src, const float *divisor, float *dst, int64_t n
   npumm_hadamard_scalar.divide(src + i, divisor + i, dst + i, n - i);
 }
 
-static float32x4_t negated(float32x4_t x, uint32x4_t signs) {
+static float32x4_t with_signs(float32x4_t x, uint32x4_t signs) {
   return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x), signs));
 }
 
@@ -68,14 +77,15 @@ static void stages_above_4(float *x, int64_t n) {
 
 /* The two stages within each four: the upper of each pair is negated, the pair swapped, and both are added. */
 static inline float32x4_t within_4(float32x4_t v, int64_t block, uint32x4_t odd, uint32x4_t pair) {
-  v = vaddq_f32(vrev64q_f32(v), negated(v, odd));
-  return block > 2 ? vaddq_f32(vextq_f32(v, v, 2), negated(v, pair)) : v;
+  v = vaddq_f32(vrev64q_f32(v), with_signs(v, odd));
+  return block > 2 ? vaddq_f32(vextq_f32(v, v, 2), with_signs(v, pair)) : v;
 }
 
-static void power(float *x, int64_t n, int64_t block) {
+static void power(const float *src, const float *factor, float *x, int64_t n, int64_t block) {
   static const uint32_t odd_signs[4] = {0, 0x80000000u, 0, 0x80000000u};
   static const uint32_t pair_signs[4] = {0, 0, 0x80000000u, 0x80000000u};
   const uint32x4_t odd = vld1q_u32(odd_signs), pair = vld1q_u32(pair_signs);
+  if (factor || src != x) scale(src, factor, x, n);
   if (block < 2) return;
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
@@ -85,71 +95,14 @@ static void power(float *x, int64_t n, int64_t block) {
     for (int j = 0; j < 4; j++) vst1q_f32(x + i + 4 * j, v[j]);
   }
   for (; i + 4 <= n; i += 4) vst1q_f32(x + i, within_4(vld1q_f32(x + i), block, odd, pair));
-  if (i < n) npumm_hadamard_scalar.power(x + i, n - i, block); /* small blocks alone leave a rest */
+  if (i < n) npumm_hadamard_scalar.power(x + i, NULL, x + i, n - i, block); /* small blocks alone leave a rest */
   for (int64_t start = 0; block > 4 && start < n; start += block) stages_above_4(x + start, block);
 }
 
-/* The signed sums of four vectors, in the order of their codes. */
-static inline void sums_of_four(const float *x, int64_t stride, float *sums) {
-  for (int part = 0; part < NPUMM_LANES; part += 4) {
-    const float32x4_t x0 = vld1q_f32(x + part), x1 = vld1q_f32(x + stride + part);
-    const float32x4_t x2 = vld1q_f32(x + 2 * stride + part), x3 = vld1q_f32(x + 3 * stride + part);
-    const float32x4_t first[2] = {vaddq_f32(x0, x1), vsubq_f32(x0, x1)};
-    const float32x4_t second[2] = {vaddq_f32(x2, x3), vsubq_f32(x2, x3)};
-#pragma GCC unroll 8
-    for (int code = 0; code < 16; code += 2) {
-      const float32x4_t a = first[code >> 1 & 1], b = second[(code >> 2 & 1) ^ (code >> 3 & 1)];
-      const float32x4_t sum = code & 4 ? vsubq_f32(a, b) : vaddq_f32(a, b);
-      vst1q_f32(sums + code * NPUMM_LANES + part, sum);
-      vst1q_f32(sums + (15 - code) * NPUMM_LANES + part, vnegq_f32(sum));
-    }
-  }
-}
+static void dense(const uint8_t *codes, int64_t order, float *x, int64_t stride) { any_order(codes, order, x, stride); }
+static void known(int64_t order, float *x, int64_t stride) { any_known_order(order, x, stride); }
 
-/* Four rows: what is there of them already, if there is anything, and a sum of each of some fours. */
-static inline void four_rows(const uint8_t *codes, int64_t next_row, int64_t fours, const float *sums,
-                             const float *before, float *to, int64_t stride) {
-  const uint8_t *end = codes + fours;
-  float32x4_t v[4][4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    const float *from = before ? before + i * NPUMM_LANES : sums + codes[i * next_row];
-#pragma GCC unroll 4
-    for (int part = 0; part < 4; part++) v[i][part] = vld1q_f32(from + 4 * part);
-  }
-  if (!before) codes++, sums += NPUMM_SUMS;
-  for (; codes < end; codes++, sums += NPUMM_SUMS) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      const float *sum = sums + codes[i * next_row];
-#pragma GCC unroll 4
-      for (int part = 0; part < 4; part++) v[i][part] = vaddq_f32(v[i][part], vld1q_f32(sum + 4 * part));
-    }
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-#pragma GCC unroll 4
-    for (int part = 0; part < 4; part++) vst1q_f32(to + i * stride + 4 * part, v[i][part]);
-  }
-}
-
-static void dense(const uint8_t *codes, int64_t order, float *x, int64_t stride) {
-  /* a row more, for codes that are none */
-  _Alignas(64) float sums[NPUMM_FOURS * NPUMM_SUMS + NPUMM_LANES], partial[NPUMM_HADAMARD_ORDER * NPUMM_LANES];
-  const int64_t fours = order / 4;
-  for (int64_t first = 0; first < fours; first += NPUMM_FOURS) {
-    const int is_last = fours - first <= NPUMM_FOURS;
-    const int64_t count = is_last ? fours - first : NPUMM_FOURS;
-    for (int64_t f = 0; f < count; f++) sums_of_four(x + 4 * (first + f) * stride, stride, sums + f * NPUMM_SUMS);
-    for (int64_t i = 0; i < order; i += 4) {
-      float *here = partial + i * NPUMM_LANES;
-      four_rows(codes + i * fours + first, fours, count, sums, first ? here : NULL, is_last ? x + i * stride : here,
-                is_last ? stride : NPUMM_LANES);
-    }
-  }
-}
-
-const npumm_hadamard_kernels npumm_hadamard_neon = {scale, divide, power, dense};
+const npumm_hadamard_kernels npumm_hadamard_neon = {divide, power, dense, known};
 #else
 typedef int npumm_hadamard_neon_is_empty_here;
 #endif

@@ -1,17 +1,17 @@
 /* The scalar inner loops of the Hadamard transform: the reference, and what the others leave over. See hadamard.h. */
 #include "hadamard.h"
 
-#include "npumatmul_kernels.h"
+#include <stddef.h>
 
-static void scale(const float *src, const float *factor, float *dst, int64_t n) {
-  for (int64_t i = 0; i < n; i++) dst[i] = factor ? src[i] * factor[i] : src[i];
-}
+#include "hadamard_codes.h"
+#include "npumatmul_kernels.h"
 
 static void divide(const float *src, const float *divisor, float *dst, int64_t n) {
   for (int64_t i = 0; i < n; i++) dst[i] = src[i] / divisor[i];
 }
 
-static void power(float *x, int64_t n, int64_t block) {
+static void power(const float *src, const float *factor, float *x, int64_t n, int64_t block) {
+  for (int64_t i = 0; i < n; i++) x[i] = factor ? src[i] * factor[i] : src[i];
   for (int64_t half = 1; half < block; half *= 2) {
     for (int64_t start = 0; start < n; start += 2 * half) {
       for (int64_t i = start; i < start + half; i++) {
@@ -46,4 +46,14 @@ static void dense(const uint8_t *codes, int64_t order, float *x, int64_t stride)
   }
 }
 
-const npumm_hadamard_kernels npumm_hadamard_scalar = {scale, divide, power, dense};
+const uint8_t *npumm_known_codes(int64_t order) {
+  return order == 12   ? npumm_codes_12
+         : order == 20 ? npumm_codes_20
+         : order == 28 ? npumm_codes_28
+         : order == 44 ? npumm_codes_44
+                       : NULL;
+}
+
+static void known(int64_t order, float *x, int64_t stride) { dense(npumm_known_codes(order), order, x, stride); }
+
+const npumm_hadamard_kernels npumm_hadamard_scalar = {divide, power, dense, known};
