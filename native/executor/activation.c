@@ -77,6 +77,18 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
          npumm_hadamard_rows(how->transform, NULL, 0, 0, 0, NULL, 0) == NPUMM_OK; /* no rows: it is only checked */
 }
 
+int npumm_packs_at_once(const npumm_placed_matmul *p) {
+  const npumm_activation *how = &p->activation;
+  if (how->scaling != NPUMM_ROWS_ABSMAX || (how->transform && splits_rows(how->conversion))) return 0;
+  int64_t cols = 0;
+  for (int32_t i = 0; i < p->slice_count; i++) {
+    const npumm_range *k = &p->slices[i].k;
+    if (k->start != 0 || (i > 0 && k->length != cols)) return 0;
+    cols = k->length;
+  }
+  return 1;
+}
+
 int npumm_scales_groups(const npumm_activation *how) {
   return how->scaling == NPUMM_ROWS_ABSMAX_GROUPS || how->scaling == NPUMM_ROWS_MINMAX_GROUPS;
 }
@@ -84,7 +96,7 @@ int npumm_scales_groups(const npumm_activation *how) {
 int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest, int32_t buffers) {
   rows->how = how;
   rows->longest = longest;
-  if (how->transform && rows->a && longest > 0) { /* others are transformed where they stand */
+  if (how->transform && rows->a && longest > 0 && !rows->at_once) { /* others are transformed where they stand */
     rows->transformed = malloc((size_t)longest * (size_t)rows->cols * sizeof *rows->transformed);
     if (!rows->transformed) return NPUMM_NO_MEMORY;
   }
@@ -146,7 +158,7 @@ static int transform(npumm_rows_of_a *rows, const npumm_range *m) {
   rows->first = rows->a + m->start * rows->a_row_stride;
   rows->row_stride = rows->a_row_stride;
   rows->col_stride = rows->a_col_stride;
-  if (!rows->how->transform) return 0;
+  if (!rows->how->transform || rows->at_once) return 0;
   const int64_t unit = (int64_t)sizeof *rows->transformed;
   const int code = npumm_hadamard_rows(rows->how->transform, rows->first, m->length, rows->row_stride, rows->col_stride,
                                        rows->transformed, rows->cols * unit);
@@ -159,7 +171,7 @@ static int transform(npumm_rows_of_a *rows, const npumm_range *m) {
 int npumm_rows_begin(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad) {
   rows->factor = NULL;
   int code = transform(rows, m);
-  if (code) return code;
+  if (code || rows->at_once) return code;
   if (rows->how->scaling == NPUMM_ROWS_UNSCALED || npumm_scales_groups(rows->how)) return 0;
   if (rows->how->scaling != NPUMM_ROWS_POWER_OF_TWO && rows->how->scaling != NPUMM_ROWS_POWER_OF_TWO_HIGH) {
     const npumm_range all = {0, rows->cols};
@@ -178,6 +190,25 @@ int64_t npumm_rows_of_buffer(const npumm_rows_of_a *rows, int32_t buffer) {
   return npumm_scales_groups(rows->how) ? buffer * rows->longest : 0;
 }
 
+static int pack_at_once(npumm_rows_of_a *rows, const npumm_range *m, const npumm_tiling *tiling, void *dst,
+                        int64_t dst_bytes, int32_t *row_sum, int64_t *bad) {
+  const npumm_activation *how = rows->how;
+  const int code =
+      npumm_quantize_rows(how->transform, tiling, how->conversion, how->levels, how->clip, rows->image_first, m->length,
+                          (const float *)(const void *)rows->first, rows->row_stride, rows->col_stride, dst, dst_bytes,
+                          rows->scale, row_sum);
+  for (int64_t r = 0; r < m->length && (!code || code == NPUMM_NOT_FINITE); r++) {
+    rows->factor_store[r] = (double)rows->scale[r];
+    if (rows->scale[r] < 0.0f) {
+      *bad = m->start + r;
+      break; /* what follows is not measured */
+    }
+  }
+  rows->zero = NULL;
+  rows->factor = rows->factor_store;
+  return code;
+}
+
 int npumm_rows_pack(npumm_rows_of_a *rows, const npumm_range *m, const npumm_slice *slice, const npumm_shape *shape,
                     int32_t buffer, void *dst, int64_t dst_bytes, int32_t *row_sum, int64_t *bad) {
   const int64_t padded_k = shape->padded_k, at = npumm_rows_of_buffer(rows, buffer);
@@ -189,6 +220,7 @@ int npumm_rows_pack(npumm_rows_of_a *rows, const npumm_range *m, const npumm_sli
   const npumm_tiling tiling = {
       rows->image_rows * rows->row_images,       k->length, shape->padded_m, padded_k, shape->padded_m,
       shape->a_group ? shape->a_group : padded_k};
+  if (rows->at_once) return pack_at_once(rows, m, &tiling, dst, dst_bytes, row_sum, bad);
   /* static values have the whole range of codes, with a zero point of 0 too; codes that are there have theirs */
   const int32_t *zero = rows->how->scaling == NPUMM_ROWS_STATIC     ? rows->zero_store
                         : rows->how->scaling == NPUMM_ROWS_UNSCALED ? NULL

@@ -10,6 +10,7 @@ typedef struct {
   const char *a;                            /* NULL where they are no rows of the caller's */
   int64_t a_row_stride, a_col_stride, cols; /* strides in bytes */
   int32_t row_images;
+  int32_t at_once; /* there is one image, which npumm_rows_pack transforms rows for and finds their scales, row by row */
   float *transformed; /* rows of the range after the transform; NULL where there is none */
   const char *first;  /* the first row of the range, transformed if need be */
   int64_t row_stride, col_stride;
@@ -31,11 +32,15 @@ int npumm_reads_float32(const npumm_activation *how);
 /* Whether its rows can have zero points. */
 int npumm_has_zero_points(const npumm_activation *how);
 
+/* Whether rows are quantized for one image of all their columns, by their largest magnitudes. */
+int npumm_packs_at_once(const npumm_placed_matmul *placed);
+
 /* Whether each image of A has scales of rows of its own. */
 int npumm_scales_groups(const npumm_activation *how);
 
 /*
- * Prepare for ranges of up to `longest` rows and for `buffers` images at once; returns 0 or NPUMM_NO_MEMORY.
+ * Prepare for ranges of up to `longest` rows and for `buffers` images at once, with `a`, `cols` and `at_once` set; returns 0
+ * or NPUMM_NO_MEMORY.
  * npumm_rows_close in any case.
  */
 int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest, int32_t buffers);
@@ -43,7 +48,7 @@ void npumm_rows_close(npumm_rows_of_a *rows);
 
 /*
  * Transform a range of rows and find their scales, over the whole of K so that all slices of a row share them, unless
- * rows are scaled in groups. On NPUMM_NOT_FINITE, *bad is the row, in the logical matrix, that holds an inf or nan.
+ * rows are scaled in groups; or, with `at_once`, leave both to npumm_rows_pack. On NPUMM_NOT_FINITE, *bad is the row, in the logical matrix, that holds an inf or nan.
  */
 int npumm_rows_begin(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad);
 

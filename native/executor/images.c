@@ -39,7 +39,7 @@ static const npumm_shape *shape_of(const npumm_work *work, int32_t slice) {
 
 static int measure(packing *all, part *mine, const npumm_range *m, int32_t core) {
   const npumm_activation *how = mine->rows.how;
-  const int reads = how->transform || how->scaling != NPUMM_ROWS_UNSCALED;
+  const int reads = (how->transform || how->scaling != NPUMM_ROWS_UNSCALED) && !mine->rows.at_once;
   const int64_t begun = reads ? npumm_profile_begin() : 0;
   const int code = npumm_rows_begin(&mine->rows, m, &mine->bad);
   const int64_t bytes = m->length * mine->rows.cols * 4;

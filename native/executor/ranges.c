@@ -55,6 +55,7 @@ static int open_work(npumm_work *work) {
   }
   int code = open_sums(work);
   if (!code) code = npumm_fuse_open(work);
+  work->rows.at_once = npumm_packs_at_once(p);
   return code ? code : npumm_rows_open(&work->rows, &p->activation, work->longest, p->a_count);
 }
 

@@ -126,21 +126,6 @@ NPUMM_EXPORT int npumm_symmetric_scales(const float *src, int64_t rows, int64_t 
                                         int64_t col_stride, int32_t levels, float clip, float *scale);
 
 /*
- * npumm_symmetric_scales with the conversion's levels, and npumm_pack_rows with these scales, in one pass: `scale` and
- * row_sum (or NULL) receive what they give, for `rows` rows of the source from row `first` of the image on.
- * NPUMM_NOT_FINITE: a row holds an inf or a nan; its scale is -1, the destination's contents are undefined, and so are
- * scales after it.
- */
-NPUMM_EXPORT int npumm_quantize_rows(const npumm_tiling *tiling, npumm_conversion conversion, float clip, int64_t first,
-                                     int64_t rows, const float *src, int64_t src_row_stride, int64_t src_col_stride,
-                                     void *dst, int64_t dst_bytes, float *scale, int32_t *row_sum);
-
-/* The same for all rows. */
-NPUMM_EXPORT int npumm_quantize(const npumm_tiling *tiling, npumm_conversion conversion, float clip, const float *src,
-                                int64_t src_row_stride, int64_t src_col_stride, void *dst, int64_t dst_bytes,
-                                float *scale, int32_t *row_sum);
-
-/*
  * Scales and zero points of asymmetric quantization (facts 5.5): the range from the row's least to its largest value,
  * widened to hold 0 and shrunk by clip, onto -levels - 1..levels. So 0 is represented exactly. The scale is 1 where it
  * would be zero and -1 where the row holds an inf or a nan.
@@ -189,6 +174,23 @@ typedef struct {
  */
 NPUMM_EXPORT int npumm_hadamard_rows(const npumm_hadamard *how, const void *src, int64_t rows, int64_t src_row_stride,
                                      int64_t src_col_stride, float *dst, int64_t dst_row_stride);
+
+/*
+ * npumm_symmetric_scales with these levels, at most the conversion's, and npumm_pack_rows with these scales, in one pass:
+ * `scale` and row_sum (or NULL) receive what they give, for `rows` rows of the source from row `first` of the image on.
+ * With a rotation (or NULL) of as many features as columns, rows go through npumm_hadamard_rows before, one at a time;
+ * that is not for NPUMM_F32_TO_I4_SPLIT*. NPUMM_NOT_FINITE: a row holds an inf or a nan; its scale is -1, the
+ * destination's contents are undefined, and so are scales after it. With a rotation NPUMM_NO_MEMORY may be returned.
+ */
+NPUMM_EXPORT int npumm_quantize_rows(const npumm_hadamard *rotation, const npumm_tiling *tiling,
+                                     npumm_conversion conversion, int32_t levels, float clip, int64_t first,
+                                     int64_t rows, const float *src, int64_t src_row_stride, int64_t src_col_stride,
+                                     void *dst, int64_t dst_bytes, float *scale, int32_t *row_sum);
+
+/* The same for all rows and levels, as they are. */
+NPUMM_EXPORT int npumm_quantize(const npumm_tiling *tiling, npumm_conversion conversion, float clip, const float *src,
+                                int64_t src_row_stride, int64_t src_col_stride, void *dst, int64_t dst_bytes,
+                                float *scale, int32_t *row_sum);
 
 /*
  * Products on the CPU with a native B, as it lies in NPU memory, so that one copy of a weight serves NPU and CPU. A and C

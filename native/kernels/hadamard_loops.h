@@ -85,6 +85,14 @@ INLINE void any_order(const uint8_t *codes, int64_t order, float *x, int64_t str
   }
 }
 
+/* Whole loops are unrolled, which makes them plain additions; but instrumented, that would take minutes to compile. */
+#define NPUMM_TEXT(x) #x
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(SETS_ARE_EMULATED)
+#define UNROLL(n)
+#else
+#define UNROLL(n) _Pragma(NPUMM_TEXT(GCC unroll n))
+#endif
+
 /* The sum of a code, or its negative where the sign of the first of the four is -. */
 INLINE vector sum_of(const vector *sums, int code) { return sums[(code & 16 ? 255 - code : code) >> 5]; }
 
@@ -95,17 +103,17 @@ INLINE void known_rows(const uint8_t *codes, const int64_t order, const int64_t 
   vector first[8], sums[8];
   sums_of_four(x, stride, first);
   sums_of_four(x + 4 * stride, stride, sums);
-#pragma GCC unroll 20
+  UNROLL(20)
   for (int64_t i = 0; i < rows; i++) {
     const int one = codes[i * fours], two = codes[i * fours + 1];
     const vector a = sum_of(first, one), b = sum_of(sums, two);
     if (one & 16) out[i] = two & 16 ? minus_both(a, b) : minus(b, a);
     else out[i] = two & 16 ? minus(a, b) : plus(a, b);
   }
-#pragma GCC unroll 11
+  UNROLL(11)
   for (int64_t f = 2; f < fours; f++) {
     sums_of_four(x + 4 * f * stride, stride, sums);
-#pragma GCC unroll 20
+    UNROLL(20)
     for (int64_t i = 0; i < rows; i++) {
       const int code = codes[i * fours + f];
       out[i] = code & 16 ? minus(out[i], sum_of(sums, code)) : plus(out[i], sum_of(sums, code));
@@ -117,9 +125,9 @@ INLINE void known_rows(const uint8_t *codes, const int64_t order, const int64_t 
 INLINE void known_order(const uint8_t *codes, const int64_t order, const int64_t rows, float *x, int64_t stride) {
   for (int lane = 0; lane < NPUMM_LANES; lane += WIDTH, x += WIDTH) {
     vector out[44];
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int64_t i = 0; i < order; i += rows) known_rows(codes + i * order / 4, order, rows, x, stride, out + i);
-#pragma GCC unroll 44
+    UNROLL(44)
     for (int64_t i = 0; i < order; i++) store(x + i * stride, out[i]);
   }
 }

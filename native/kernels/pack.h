@@ -26,6 +26,9 @@ typedef struct {
 
 npumm_recipe npumm_recipe_of(npumm_conversion conversion);
 
+/* Of npumm_symmetric_scales, for a row with this largest magnitude. */
+float npumm_symmetric_scale(float largest, int32_t levels, float clip);
+
 npumm_quantizer npumm_quantizer_of(const npumm_values *values, float levels, int64_t r);
 
 /*

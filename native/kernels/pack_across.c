@@ -97,7 +97,8 @@ static int pack_block(const npumm_tiling *t, const npumm_values *values, const n
   /* Direct reads need contiguous rows; 4-byte ones are read as floats, so they must be aligned too. */
   const int direct = col_stride == how->source_bytes &&
                      (how->source_bytes != 4 || ((uintptr_t)src % 4 == 0 && row_stride % 4 == 0));
-  const int64_t at_once = direct && how->kind == NPUMM_QUANTIZED ? WIDE_COLS : BLOCK_COLS;
+  const int becomes_bytes = how->kind == NPUMM_QUANTIZED || (how->kind == NPUMM_COPIED && how->bits == 8);
+  const int64_t at_once = direct && becomes_bytes ? WIDE_COLS : BLOCK_COLS;
   for (int64_t c0 = 0; c0 < t->padded_cols; c0 += at_once) {
     const int64_t padded = t->padded_cols - c0 < at_once ? t->padded_cols - c0 : at_once;
     const int64_t cols = c0 >= t->cols ? 0 : (t->cols - c0 < padded ? t->cols - c0 : padded);

@@ -113,28 +113,25 @@ AVX2 static inline int quantize_32(const float *src, int8_t *dst, const steps *o
 
 /* What a row's codes have in common: clamped as bytes, after narrowing with saturation. */
 typedef struct {
-  __m256 reciprocal;
-  __m256i zero, low, high;
+  __m256 reciprocal, bias;
+  __m256i low, high;
 } codes;
 
 /*
- * 32 values of a row, as long as all of them are sure. Quotients are taken in steps of 2^-15, half a code more and two
- * steps, so that a shift rounds them down to their codes; for quotients up to 256 the error is below two steps. Within
- * two of a half the bits below the code are 0 to 3, and whatever is no integer of 32 bits becomes -2^31, whose lower bits
- * are 0, too.
+ * 32 values of a row, as long as all of them are sure. Codes are taken in steps of 2^-16, half a code more and four steps,
+ * so that the upper halves are the codes; of what is not clamped the error is below three steps. Within four of a half the
+ * lower halves are 0 to 7, and whatever is no integer of 32 bits becomes -2^31, whose lower half is 0, too.
  */
+enum { STEPS = 1 << 16, MARGIN = 4, UNSURE = STEPS - 2 * MARGIN };
 AVX2 static inline int quantize_32_surely(const float *src, int8_t *dst, const codes *of) {
-  enum { BITS = 15, MARGIN = 2, UNSURE = (1 << BITS) - 2 * MARGIN };
-  const __m256 half = _mm256_set1_ps((1 << (BITS - 1)) + MARGIN);
   __m256i whole[4], least = _mm256_set1_epi32(UNSURE);
   for (int v = 0; v < 4; v++) {
-    const __m256i fixed = _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_loadu_ps(src + 8 * v), of->reciprocal, half));
+    const __m256i fixed = _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_loadu_ps(src + 8 * v), of->reciprocal, of->bias));
     least = _mm256_min_epi32(least, _mm256_and_si256(fixed, _mm256_set1_epi32(UNSURE)));
-    whole[v] = _mm256_srai_epi32(fixed, BITS);
+    whole[v] = _mm256_srai_epi32(fixed, 16);
   }
   if (_mm256_movemask_epi8(_mm256_cmpeq_epi32(least, _mm256_setzero_si256()))) return 0;
-  const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(whole[0], whole[1]), of->zero);
-  const __m256i second = _mm256_adds_epi16(_mm256_packs_epi32(whole[2], whole[3]), of->zero);
+  const __m256i first = _mm256_packs_epi32(whole[0], whole[1]), second = _mm256_packs_epi32(whole[2], whole[3]);
   __m256i bytes = _mm256_packs_epi16(first, second); /* of each half four at a time */
   bytes = _mm256_min_epi8(_mm256_max_epi8(bytes, of->low), of->high);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -149,7 +146,7 @@ __attribute__((noinline)) AVX2 static int divide_32(const float *src, int8_t *ds
 }
 
 AVX2 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
-  const codes row = {_mm256_set1_ps(0x1p15f / how->scale), _mm256_set1_epi16((int16_t)how->zero),
+  const codes row = {_mm256_set1_ps(STEPS / how->scale), _mm256_set1_ps((float)(how->zero * STEPS + STEPS / 2 + MARGIN)),
                      _mm256_set1_epi8((int8_t)((int32_t)how->low + how->zero)),
                      _mm256_set1_epi8((int8_t)((int32_t)how->high + how->zero))};
   const int usual = npumm_is_usual_scale(how->scale);

@@ -110,33 +110,32 @@ AVX512 static inline int quantize_64(const float *src, int8_t *dst, const steps 
 
 /* What a row's codes have in common: clamped as bytes, after narrowing with saturation. */
 typedef struct {
-  __m512 reciprocal;
-  __m512i zero, low, high;
+  __m512 reciprocal, bias;
+  __m512i low, high;
 } codes;
 
 /*
- * 64 values of a row, as long as all of them are sure. Quotients are taken in steps of 2^-15, half a code more and two
- * steps, so that a shift rounds them down to their codes; for quotients up to 256 the error is below two steps. Within
- * two of a half the bits below the code are 0 to 3, and whatever is no integer of 32 bits becomes -2^31, whose lower bits
- * are 0, too.
+ * 64 values of a row, as long as all of them are sure. Codes are taken in steps of 2^-16, half a code more and four steps,
+ * so that the upper halves are the codes; of what is not clamped the error is below three steps. Within four of a half the
+ * lower halves are 0 to 7, and whatever is no integer of 32 bits becomes -2^31, whose lower half is 0, too.
  */
+enum { STEPS = 1 << 16, MARGIN = 4, UNSURE = STEPS - 2 * MARGIN };
 AVX512 static inline int quantize_64_surely(const float *src, int8_t *dst, const codes *of) {
-  enum { BITS = 15, MARGIN = 2, UNSURE = (1 << BITS) - 2 * MARGIN };
-  const __m512 half = _mm512_set1_ps((1 << (BITS - 1)) + MARGIN);
-  __m512i whole[4];
+  const __m512i uppers = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                          23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  __m512i fixed[4];
   __mmask16 unsure = 0;
   for (int v = 0; v < 4; v++) {
-    const __m512i fixed = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_loadu_ps(src + 16 * v), of->reciprocal, half));
-    unsure |= _mm512_testn_epi32_mask(fixed, _mm512_set1_epi32(UNSURE));
-    whole[v] = _mm512_srai_epi32(fixed, BITS);
+    fixed[v] = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_loadu_ps(src + 16 * v), of->reciprocal, of->bias));
+    unsure |= _mm512_testn_epi32_mask(fixed[v], _mm512_set1_epi32(UNSURE));
   }
   if (unsure) return 0;
-  const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(whole[0], whole[1]), of->zero);
-  const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(whole[2], whole[3]), of->zero);
-  __m512i bytes = _mm512_packs_epi16(first, second); /* of each quarter four at a time */
+  const __m512i first = _mm512_permutex2var_epi16(fixed[0], uppers, fixed[1]);
+  const __m512i second = _mm512_permutex2var_epi16(fixed[2], uppers, fixed[3]);
+  __m512i bytes = _mm512_packs_epi16(first, second); /* of each half eight at a time */
   bytes = _mm512_min_epi8(_mm512_max_epi8(bytes, of->low), of->high);
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  _mm512_storeu_si512((void *)dst, _mm512_permutexvar_epi32(order, bytes));
+  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  _mm512_storeu_si512((void *)dst, _mm512_permutexvar_epi64(order, bytes));
   return 1;
 }
 
@@ -147,7 +146,7 @@ __attribute__((noinline)) AVX512 static int divide_64(const float *src, int8_t *
 }
 
 AVX512 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
-  const codes row = {_mm512_set1_ps(0x1p15f / how->scale), _mm512_set1_epi16((int16_t)how->zero),
+  const codes row = {_mm512_set1_ps(STEPS / how->scale), _mm512_set1_ps((float)(how->zero * STEPS + STEPS / 2 + MARGIN)),
                      _mm512_set1_epi8((int8_t)((int32_t)how->low + how->zero)),
                      _mm512_set1_epi8((int8_t)((int32_t)how->high + how->zero))};
   const int usual = npumm_is_usual_scale(how->scale);

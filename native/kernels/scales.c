@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "npumatmul_kernels.h"
+#include "pack.h"
 #include "rows.h"
 #include "tiling.h"
 
@@ -121,13 +122,17 @@ int npumm_absmax_rows(const float *src, int64_t rows, int64_t cols, int64_t row_
 
 static int quantization_is_valid(int32_t levels, float clip) { return levels > 0 && clip > 0.0f && clip <= 1.0f; }
 
+float npumm_symmetric_scale(float largest, int32_t levels, float clip) {
+  const float scale = largest * clip / (float)levels;
+  return scale == 0.0f ? 1.0f : scale;
+}
+
 int npumm_symmetric_scales(const float *src, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride,
                            int32_t levels, float clip, float *scale) {
   if (!quantization_is_valid(levels, clip)) return NPUMM_BAD_ARGUMENT;
   const int code = npumm_absmax_rows(src, rows, cols, row_stride, col_stride, scale);
   for (int64_t r = 0; !code && r < rows; r++) {
-    if (scale[r] >= 0.0f) scale[r] = scale[r] * clip / (float)levels;
-    if (scale[r] == 0.0f) scale[r] = 1.0f;
+    if (scale[r] >= 0.0f) scale[r] = npumm_symmetric_scale(scale[r], levels, clip);
   }
   return code;
 }

@@ -220,7 +220,7 @@ static void quantized_at_once(npumm_conversion conversion, int rows, int cols, i
         step = between(1, end);
         const int first = end - step;
         const float *from = (const float *)(const void *)((const char *)src + first * row_stride);
-        HOLDS(npumm_quantize_rows(&t, conversion, 0.9f, first, step, from, row_stride, col_stride, image, bytes,
+        HOLDS(npumm_quantize_rows(NULL, &t, conversion, npumm_levels(conversion), 0.9f, first, step, from, row_stride, col_stride, image, bytes,
                                   scale + first, sum + first) == NPUMM_OK);
       }
     }
@@ -244,6 +244,52 @@ static void quantized_at_once(npumm_conversion conversion, int rows, int cols, i
   free(expected_sum);
   free(image);
   free(expected);
+}
+
+/* With a rotation: what rotating first and quantizing then gives, with fewer levels and in parts, too. */
+static void rotated_at_once(npumm_conversion conversion, int rows, int cols, int power, int step) {
+  const npumm_tiling t = {rows, cols, (rows + 3) / 4 * 4, (cols + 31) / 32 * 32, (rows + 3) / 4 * 4, 32};
+  const int64_t bytes = npumm_packed_bytes(&t, conversion), unit = (int64_t)sizeof(float), stride = cols * unit + 8;
+  const int32_t levels = npumm_levels(conversion) - rows % 2;
+  const size_t count = (size_t)rows * (size_t)(stride / unit);
+  float *src = need(count * sizeof *src), *rotated = need(count * sizeof *src), *signs = need((size_t)cols * sizeof *src);
+  float *scale = need((size_t)rows * sizeof *scale), *expected_scale = need((size_t)rows * sizeof *scale);
+  int32_t *sum = need((size_t)rows * sizeof *sum), *expected_sum = need((size_t)rows * sizeof *sum);
+  uint8_t *image = need((size_t)bytes), *expected = need((size_t)bytes);
+  for (size_t i = 0; i < count; i++) src[i] = (float)between(-30000, 30000) * 0.001f;
+  for (int i = 0; i < cols; i++) signs[i] = between(0, 1) ? 0.25f : -0.25f;
+  const npumm_hadamard how = {.features = cols, .power = power, .prescale = signs};
+  HOLDS(npumm_hadamard_rows(&how, src, rows, stride, unit, rotated, stride) == NPUMM_OK);
+  HOLDS(npumm_symmetric_scales(rotated, rows, cols, stride, unit, levels, 0.8f, expected_scale) == NPUMM_OK);
+  const npumm_values values = {conversion, expected_scale, NULL, expected_sum};
+  HOLDS(npumm_pack(&t, &values, rotated, stride, unit, expected, bytes) == NPUMM_OK);
+  for (int with_sum = 0; with_sum < 2; with_sum++) {
+    memset(image, 0xa5, (size_t)bytes);
+    for (int first = 0; first < rows; first += step) {
+      const int n = first + step < rows ? step : rows - first;
+      const float *from = (const float *)(const void *)((const char *)src + first * stride);
+      HOLDS(npumm_quantize_rows(&how, &t, conversion, levels, 0.8f, first, n, from, stride, unit, image, bytes,
+                                scale + first, with_sum ? sum + first : NULL) == NPUMM_OK);
+    }
+    HOLDS(memcmp(scale, expected_scale, (size_t)rows * sizeof *scale) == 0);
+    HOLDS(!with_sum || memcmp(sum, expected_sum, (size_t)rows * sizeof *sum) == 0);
+    HOLDS(memcmp(image, expected, (size_t)bytes) == 0);
+  }
+  HOLDS(npumm_quantize_rows(&how, &t, conversion, 128, 0.8f, 0, rows, src, stride, unit, image, bytes, scale, NULL) ==
+        NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_quantize_rows(&how, &t, conversion, levels, 0.0f, 0, rows, src, stride, unit, image, bytes, scale, NULL) ==
+        NPUMM_BAD_ARGUMENT);
+  const npumm_hadamard other = {.features = cols + 1, .power = 1};
+  HOLDS(npumm_quantize_rows(&other, &t, conversion, levels, 1.0f, 0, rows, src, stride, unit, image, bytes, scale,
+                            NULL) == NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_quantize_rows(&how, &t, conversion, levels, 0.8f, 0, rows, src, stride, unit, image, bytes - 1, scale,
+                            NULL) == NPUMM_BUFFER_TOO_SMALL);
+  src[(rows - 1) * (stride / unit)] = NAN;
+  HOLDS(npumm_quantize_rows(&how, &t, conversion, levels, 0.8f, 0, rows, src, stride, unit, image, bytes, scale, NULL) ==
+        NPUMM_NOT_FINITE);
+  HOLDS(scale[rows - 1] == -1.0f && (rows == 1 || scale[0] == expected_scale[0]));
+  free(src), free(rotated), free(signs), free(scale), free(expected_scale), free(sum), free(expected_sum);
+  free(image), free(expected);
 }
 
 /* Scales of all kinds are those of the same rows in the other order, infs and nans among them. */
@@ -341,6 +387,11 @@ int main(void) {
       quantized_at_once(quantizing[i], 131, 77, down);
       quantized_at_once(quantizing[i], 70, 1100, down);
     }
+  }
+  for (size_t i = 0; i < 2; i++) {
+    rotated_at_once(quantizing[i], 1, 64, 64, 1);
+    rotated_at_once(quantizing[i], 6, 1100, 4, 6);
+    rotated_at_once(quantizing[i], 13, 2080, 32, 5);
   }
   scales_in_both_orders();
   large_images();
