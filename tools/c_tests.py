@@ -57,8 +57,8 @@ WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 #: What is run in the way ``emulated``: what compares instruction sets. AVX-512 is computed by SIMDe, with AVX2, and AMX
 #: in arrays, so that their loops are tested where no processor has them.
 EMULATED = (
-    *("test_attend", "test_checksum", "test_intrinsics", "test_kernels", "test_multiply", "test_pack", "test_products"),
-    "test_transpose",
+    *("test_attend", "test_checksum", "test_hadamard", "test_intrinsics", "test_kernels", "test_multiply", "test_pack"),
+    *("test_products", "test_transpose"),
 )
 #: What the ways need beside a compiler, and the Debian packages that have it.
 NEEDED = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes as C
 from collections.abc import Iterator
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -37,23 +36,18 @@ def hadamard_rows(rows: int, k: int) -> Iterator[Turns]:
     "memcpy of the source",
     least=0.25,
     over=product((16, 128), (576, 1536, 4096, 11008)),
-    counted="npumm_hadamard_rows",
+    counted="npumm_quantize_rows",
 )
 def hadamard_and_pack(rows: int, k: int) -> Iterator[Turns]:
-    """Rows are rotated into scratch, measured, quantized and packed by two calls of C, as the executor does."""
+    """Rows are rotated, measured, quantized and packed by one call of C, as the executor does."""
     x = np.random.default_rng(0).standard_normal((rows, k)).astype(np.float32)
     transform, copy = Hadamard(k), np.empty_like(x)
     where = layout.a_native(rows, k, ElementType.INT8, "rk3588")
-    memory, scratch, scale = npu_memory(where.nbytes), np.empty((rows, k), np.float32), np.zeros(rows, np.float32)
-    tiling, kernel, library = where.tiling(), transform.kernel, kernels.library()
-    rotated = (C.byref(kernel), x.ctypes.data, rows, *x.strides, scratch.ctypes.data, scratch.strides[0])
-    packed = (
-        C.byref(tiling), Conversion.F32_TO_I8, C.c_float(1.0), scratch.ctypes.data, *scratch.strides,
+    memory, scale = npu_memory(where.nbytes), np.zeros(rows, np.float32)
+    tiling, kernel, function = where.tiling(), transform.kernel, kernels.library().npumm_quantize_rows
+    arguments = (
+        C.byref(kernel), C.byref(tiling), Conversion.F32_TO_I8, 127, 1.0, 0, rows, x.ctypes.data, *x.strides,
         memory.ctypes.data, memory.nbytes, scale.ctypes.data, None,
     )  # fmt: skip
-
-    def work(rotate: Any = library.npumm_hadamard_rows, pack: Any = library.npumm_quantize) -> None:
-        rotate(*rotated)
-        pack(*packed)
-
-    yield Turns(work, lambda: np.copyto(copy, x), one_thread=True)
+    keep = (x, memory, scale, tiling, kernel)
+    yield Turns(lambda keep=keep: function(*arguments), lambda: np.copyto(copy, x), one_thread=True)

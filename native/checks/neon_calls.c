@@ -102,12 +102,13 @@ static void call_finish(const npumm_finish_kernels *finish) {
 }
 
 static void call_hadamard(const npumm_hadamard_kernels *hadamard) {
-  CALL("hadamard scale", 8 * N, 4 * N, hadamard->scale(x, y, out, N));
+  CALL("hadamard scale", 8 * N, 4 * N, hadamard->power(x, y, out, N, 1));
   CALL("hadamard divide", 8 * N, 4 * N, hadamard->divide(x, y, out, N));
-  CALL("hadamard power", 4 * N, 4 * N, hadamard->power(out, N, N));
+  CALL("hadamard power", 4 * N, 4 * N, hadamard->power(out, NULL, out, N, N));
   for (int i = 0; i < ORDER * ORDER / 4; i++) bytes[i] = (uint8_t)(i * 7 % 16 * 16);
   CALL("hadamard dense", 4 * ORDER * NPUMM_LANES, 4 * ORDER * NPUMM_LANES,
        hadamard->dense(bytes, ORDER, out, NPUMM_LANES));
+  CALL("hadamard known", 4 * ORDER * NPUMM_LANES, 4 * ORDER * NPUMM_LANES, hadamard->known(ORDER, out, NPUMM_LANES));
 }
 
 static void call_layers(const npumm_layer_loops *layers) {

@@ -116,6 +116,9 @@ TARGET static void integers(void) {
   const int32_t signs[16] = {-1, -2, 5, INT32_MIN, 1};
   SAME(_mm512_srai_epi32(_mm512_loadu_si512(signs), 1), (const int32_t[16]){-1, -1, 2, INT32_MIN / 2, 0});
   const uint32_t large[16] = {0x7f800000u, 0x80000000u, 0, 0xffffffffu, 3};
+  HOLDS(_mm512_testn_epi32_mask(_mm512_loadu_si512(signs), _mm512_set1_epi32(4)) == 0xfff8);
+  SAME(_mm512_castps_si512(_mm512_permute_ps(_mm512_castsi512_ps(counted()), 0xb1)),
+       (const int32_t[]){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
   HOLDS(_mm512_cmpgt_epu32_mask(_mm512_loadu_si512(large), _mm512_set1_epi32(0x7f7fffff)) == 0xb);
   HOLDS(_mm512_reduce_max_epu32(_mm512_loadu_si512(large)) == 0xffffffffu);
   const __m256i shorts = _mm256_setr_epi16(0, 1, -1, 2, 32767, -32768, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9);

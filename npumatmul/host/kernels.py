@@ -143,6 +143,22 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             C.c_void_p,
         ),
     ),
+    "npumm_quantize_rows": (
+        C.c_int,
+        (
+            C.POINTER(Hadamard),
+            C.POINTER(Tiling),
+            C.c_int,
+            C.c_int32,
+            C.c_float,
+            *[C.c_int64] * 2,
+            C.c_void_p,
+            *[C.c_int64] * 2,
+            C.c_void_p,
+            C.c_int64,
+            *[C.c_void_p] * 2,
+        ),
+    ),
     "npumm_asymmetric_scales": (
         C.c_int,
         (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p, C.c_void_p),

@@ -45,6 +45,10 @@ EMULATED __m512 emulated_both_ps(__m256 low, __m256 high) {
 #undef _mm512_shuffle_f32x4
 #define _mm512_shuffle_f32x4(x, y, lanes) simde_mm512_shuffle_f32x4(x, y, lanes)
 
+#undef _mm512_permute_ps
+#define _mm512_permute_ps(x, order) \
+  emulated_both_ps(_mm256_permute_ps(emulated_half_ps(x, 0), order), _mm256_permute_ps(emulated_half_ps(x, 1), order))
+
 /* ---- conversions --------------------------------------------------------------------------------------------------- */
 
 EMULATED __m512 emulated_cvtph_ps(__m256i x) {
@@ -125,6 +129,16 @@ EMULATED __mmask16 emulated_cmpgt_epu32_mask(__m512i x, __m512i y) {
 }
 #undef _mm512_cmpgt_epu32_mask
 #define _mm512_cmpgt_epu32_mask(x, y) emulated_cmpgt_epu32_mask(x, y)
+
+EMULATED __mmask16 emulated_testn_epi32_mask(__m512i x, __m512i y) {
+  uint32_t a[16], b[16], mask = 0;
+  memcpy(a, &x, sizeof a);
+  memcpy(b, &y, sizeof b);
+  for (int i = 0; i < 16; i++) mask |= (uint32_t)((a[i] & b[i]) == 0) << i;
+  return (__mmask16)mask;
+}
+#undef _mm512_testn_epi32_mask
+#define _mm512_testn_epi32_mask(x, y) emulated_testn_epi32_mask(x, y)
 
 EMULATED __mmask16 emulated_cmpgt_epi16_mask(__m256i x, __m256i y) {
   int16_t a[16], b[16];
