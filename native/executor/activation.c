@@ -193,10 +193,9 @@ int64_t npumm_rows_of_buffer(const npumm_rows_of_a *rows, int32_t buffer) {
 static int pack_at_once(npumm_rows_of_a *rows, const npumm_range *m, const npumm_tiling *tiling, void *dst,
                         int64_t dst_bytes, int32_t *row_sum, int64_t *bad) {
   const npumm_activation *how = rows->how;
-  const int code =
-      npumm_quantize_rows(how->transform, tiling, how->conversion, how->levels, how->clip, rows->image_first, m->length,
-                          (const float *)(const void *)rows->first, rows->row_stride, rows->col_stride, dst, dst_bytes,
-                          rows->scale, row_sum);
+  const int code = npumm_quantize_rows(how->transform, tiling, how->conversion, how->levels, how->clip,
+                                       rows->image_first, m->length, (const float *)(const void *)rows->first,
+                                       rows->row_stride, rows->col_stride, dst, dst_bytes, rows->scale, row_sum);
   for (int64_t r = 0; r < m->length && (!code || code == NPUMM_NOT_FINITE); r++) {
     rows->factor_store[r] = (double)rows->scale[r];
     if (rows->scale[r] < 0.0f) {

@@ -10,7 +10,8 @@ typedef struct {
   const char *a;                            /* NULL where they are no rows of the caller's */
   int64_t a_row_stride, a_col_stride, cols; /* strides in bytes */
   int32_t row_images;
-  int32_t at_once; /* there is one image, which npumm_rows_pack transforms rows for and finds their scales, row by row */
+  int32_t
+      at_once; /* there is one image, which npumm_rows_pack transforms rows for and finds their scales, row by row */
   float *transformed; /* rows of the range after the transform; NULL where there is none */
   const char *first;  /* the first row of the range, transformed if need be */
   int64_t row_stride, col_stride;

@@ -25,9 +25,7 @@ INLINE vector negated(vector a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f))
 
 AVX2 static void divide(const float *src, const float *divisor, float *dst, int64_t n) {
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    store(dst + i, _mm256_div_ps(load(src + i), load(divisor + i)));
-  }
+  for (; i + 8 <= n; i += 8) { store(dst + i, _mm256_div_ps(load(src + i), load(divisor + i))); }
   npumm_hadamard_scalar.divide(src + i, divisor + i, dst + i, n - i);
 }
 
@@ -44,8 +42,7 @@ INLINE vector stages_within(vector x, const int64_t block) {
 #include "hadamard_stages.h"
 
 /* Three stages at a time, to touch memory a third as often. */
-AVX2 static void power(const float *src, const float *factor, float *dst, int64_t n,
-                                                       int64_t block) {
+AVX2 static void power(const float *src, const float *factor, float *dst, int64_t n, int64_t block) {
   if (block < 8) {
     const int64_t whole = n / 8 * 8;
     if (block == 1) first_stages(src, factor, dst, whole, 1, 1);
@@ -67,9 +64,7 @@ AVX2 static void power(const float *src, const float *factor, float *dst, int64_
 AVX2 static void dense(const uint8_t *codes, int64_t order, float *x, int64_t stride) {
   any_order(codes, order, x, stride);
 }
-AVX2 static void known(int64_t order, float *x, int64_t stride) {
-  any_known_order(order, x, stride);
-}
+AVX2 static void known(int64_t order, float *x, int64_t stride) { any_known_order(order, x, stride); }
 
 const npumm_hadamard_kernels npumm_hadamard_avx2 = {divide, power, dense, known};
 #else

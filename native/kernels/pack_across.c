@@ -95,8 +95,8 @@ static int pack_block(const npumm_tiling *t, const npumm_values *values, const n
   uint32_t block[BLOCK_ROWS * BLOCK_COLS]; /* the gathered source, of any element size */
   converted out;
   /* Direct reads need contiguous rows; 4-byte ones are read as floats, so they must be aligned too. */
-  const int direct = col_stride == how->source_bytes &&
-                     (how->source_bytes != 4 || ((uintptr_t)src % 4 == 0 && row_stride % 4 == 0));
+  const int direct =
+      col_stride == how->source_bytes && (how->source_bytes != 4 || ((uintptr_t)src % 4 == 0 && row_stride % 4 == 0));
   const int becomes_bytes = how->kind == NPUMM_QUANTIZED || (how->kind == NPUMM_COPIED && how->bits == 8);
   const int64_t at_once = direct && becomes_bytes ? WIDE_COLS : BLOCK_COLS;
   for (int64_t c0 = 0; c0 < t->padded_cols; c0 += at_once) {

@@ -47,7 +47,9 @@ static int in_blocks(const npumm_tiling *tiling, npumm_conversion conversion, in
 
 /* What packs codes as they are. */
 static npumm_conversion of_codes(npumm_conversion conversion) {
-  return conversion == NPUMM_F32_TO_I8 ? NPUMM_COPY_8 : conversion == NPUMM_F32_TO_I4 ? NPUMM_INT4 : NPUMM_INT4_HIGH_FIRST;
+  return conversion == NPUMM_F32_TO_I8   ? NPUMM_COPY_8
+         : conversion == NPUMM_F32_TO_I4 ? NPUMM_INT4
+                                         : NPUMM_INT4_HIGH_FIRST;
 }
 
 /* One row rotated into `rotated`, its scale, and its codes, all while it is in the first cache. */

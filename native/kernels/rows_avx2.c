@@ -146,7 +146,8 @@ __attribute__((noinline)) AVX2 static int divide_32(const float *src, int8_t *ds
 }
 
 AVX2 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
-  const codes row = {_mm256_set1_ps(STEPS / how->scale), _mm256_set1_ps((float)(how->zero * STEPS + STEPS / 2 + MARGIN)),
+  const codes row = {_mm256_set1_ps(STEPS / how->scale),
+                     _mm256_set1_ps((float)(how->zero * STEPS + STEPS / 2 + MARGIN)),
                      _mm256_set1_epi8((int8_t)((int32_t)how->low + how->zero)),
                      _mm256_set1_epi8((int8_t)((int32_t)how->high + how->zero))};
   const int usual = npumm_is_usual_scale(how->scale);

@@ -99,7 +99,8 @@ static void one_quotient_near_a_half(const npumm_row_kernels *kernels) {
     memcpy(&how.scale, &bits, sizeof bits);
     for (int i = 0; i < COUNT; i++) {
       const double code = (double)(random_bits() % 520u) - 260.0; /* beyond the range, too */
-      const double off = ((double)(random_bits() % 8001u) - 4000.0) / 1000.0 * 0x1p-15; /* within eight steps of 2^-16 */
+      const double off =
+          ((double)(random_bits() % 8001u) - 4000.0) / 1000.0 * 0x1p-15; /* within eight steps of 2^-16 */
       src[i] = (float)((i % 64 == i / 64 % 64 ? code + 0.5 + off : code + 0.25) * (double)how.scale);
     }
     if (round % 4 == 3) src[random_bits() % COUNT] = round % 8 == 3 ? INFINITY : NAN;

@@ -220,8 +220,8 @@ static void quantized_at_once(npumm_conversion conversion, int rows, int cols, i
         step = between(1, end);
         const int first = end - step;
         const float *from = (const float *)(const void *)((const char *)src + first * row_stride);
-        HOLDS(npumm_quantize_rows(NULL, &t, conversion, npumm_levels(conversion), 0.9f, first, step, from, row_stride, col_stride, image, bytes,
-                                  scale + first, sum + first) == NPUMM_OK);
+        HOLDS(npumm_quantize_rows(NULL, &t, conversion, npumm_levels(conversion), 0.9f, first, step, from, row_stride,
+                                  col_stride, image, bytes, scale + first, sum + first) == NPUMM_OK);
       }
     }
     HOLDS(memcmp(scale, expected_scale, (size_t)rows * sizeof *scale) == 0);
@@ -252,7 +252,8 @@ static void rotated_at_once(npumm_conversion conversion, int rows, int cols, int
   const int64_t bytes = npumm_packed_bytes(&t, conversion), unit = (int64_t)sizeof(float), stride = cols * unit + 8;
   const int32_t levels = npumm_levels(conversion) - rows % 2;
   const size_t count = (size_t)rows * (size_t)(stride / unit);
-  float *src = need(count * sizeof *src), *rotated = need(count * sizeof *src), *signs = need((size_t)cols * sizeof *src);
+  float *src = need(count * sizeof *src), *rotated = need(count * sizeof *src),
+        *signs = need((size_t)cols * sizeof *src);
   float *scale = need((size_t)rows * sizeof *scale), *expected_scale = need((size_t)rows * sizeof *scale);
   int32_t *sum = need((size_t)rows * sizeof *sum), *expected_sum = need((size_t)rows * sizeof *sum);
   uint8_t *image = need((size_t)bytes), *expected = need((size_t)bytes);
@@ -277,16 +278,16 @@ static void rotated_at_once(npumm_conversion conversion, int rows, int cols, int
   }
   HOLDS(npumm_quantize_rows(&how, &t, conversion, 128, 0.8f, 0, rows, src, stride, unit, image, bytes, scale, NULL) ==
         NPUMM_BAD_ARGUMENT);
-  HOLDS(npumm_quantize_rows(&how, &t, conversion, levels, 0.0f, 0, rows, src, stride, unit, image, bytes, scale, NULL) ==
-        NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_quantize_rows(&how, &t, conversion, levels, 0.0f, 0, rows, src, stride, unit, image, bytes, scale,
+                            NULL) == NPUMM_BAD_ARGUMENT);
   const npumm_hadamard other = {.features = cols + 1, .power = 1};
   HOLDS(npumm_quantize_rows(&other, &t, conversion, levels, 1.0f, 0, rows, src, stride, unit, image, bytes, scale,
                             NULL) == NPUMM_BAD_ARGUMENT);
   HOLDS(npumm_quantize_rows(&how, &t, conversion, levels, 0.8f, 0, rows, src, stride, unit, image, bytes - 1, scale,
                             NULL) == NPUMM_BUFFER_TOO_SMALL);
   src[(rows - 1) * (stride / unit)] = NAN;
-  HOLDS(npumm_quantize_rows(&how, &t, conversion, levels, 0.8f, 0, rows, src, stride, unit, image, bytes, scale, NULL) ==
-        NPUMM_NOT_FINITE);
+  HOLDS(npumm_quantize_rows(&how, &t, conversion, levels, 0.8f, 0, rows, src, stride, unit, image, bytes, scale,
+                            NULL) == NPUMM_NOT_FINITE);
   HOLDS(scale[rows - 1] == -1.0f && (rows == 1 || scale[0] == expected_scale[0]));
   free(src), free(rotated), free(signs), free(scale), free(expected_scale), free(sum), free(expected_sum);
   free(image), free(expected);
