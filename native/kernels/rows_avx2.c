@@ -118,11 +118,11 @@ typedef struct {
 } codes;
 
 /*
- * 32 values of a row, as long as all of them are sure. Codes are taken in steps of 2^-16, half a code more and four steps,
- * so that the upper halves are the codes; of what is not clamped the error is below three steps. Within four of a half the
- * lower halves are 0 to 7, and whatever is no integer of 32 bits becomes -2^31, whose lower half is 0, too.
+ * 32 values of a row, as long as all of them are sure. Codes are taken in steps of 2^-16, half a code more and four
+ * steps, so that the upper halves are the codes; of what is not clamped the error is below three steps. Within four of a
+ * half the lower halves are 0 to 7, and whatever is no integer of 32 bits becomes -2^31, whose lower half is 0, too.
  */
-enum { STEPS = 1 << 16, MARGIN = 4, UNSURE = STEPS - 2 * MARGIN };
+enum { STEPS = 1 << 16, HALF = STEPS / 2, MARGIN = 4, UNSURE = STEPS - 2 * MARGIN };
 AVX2 static inline int quantize_32_surely(const float *src, int8_t *dst, const codes *of) {
   __m256i whole[4], least = _mm256_set1_epi32(UNSURE);
   for (int v = 0; v < 4; v++) {
@@ -146,8 +146,7 @@ __attribute__((noinline)) AVX2 static int divide_32(const float *src, int8_t *ds
 }
 
 AVX2 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
-  const codes row = {_mm256_set1_ps(STEPS / how->scale),
-                     _mm256_set1_ps((float)(how->zero * STEPS + STEPS / 2 + MARGIN)),
+  const codes row = {_mm256_set1_ps(STEPS / how->scale), _mm256_set1_ps((float)(how->zero * STEPS + HALF + MARGIN)),
                      _mm256_set1_epi8((int8_t)((int32_t)how->low + how->zero)),
                      _mm256_set1_epi8((int8_t)((int32_t)how->high + how->zero))};
   const int usual = npumm_is_usual_scale(how->scale);

@@ -115,11 +115,11 @@ typedef struct {
 } codes;
 
 /*
- * 64 values of a row, as long as all of them are sure. Codes are taken in steps of 2^-16, half a code more and four steps,
- * so that the upper halves are the codes; of what is not clamped the error is below three steps. Within four of a half the
- * lower halves are 0 to 7, and whatever is no integer of 32 bits becomes -2^31, whose lower half is 0, too.
+ * 64 values of a row, as long as all of them are sure. Codes are taken in steps of 2^-16, half a code more and four
+ * steps, so that the upper halves are the codes; of what is not clamped the error is below three steps. Within four of a
+ * half the lower halves are 0 to 7, and whatever is no integer of 32 bits becomes -2^31, whose lower half is 0, too.
  */
-enum { STEPS = 1 << 16, MARGIN = 4, UNSURE = STEPS - 2 * MARGIN };
+enum { STEPS = 1 << 16, HALF = STEPS / 2, MARGIN = 4, UNSURE = STEPS - 2 * MARGIN };
 AVX512 static inline int quantize_64_surely(const float *src, int8_t *dst, const codes *of) {
   const __m512i uppers = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
                                           25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
@@ -146,8 +146,7 @@ __attribute__((noinline)) AVX512 static int divide_64(const float *src, int8_t *
 }
 
 AVX512 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
-  const codes row = {_mm512_set1_ps(STEPS / how->scale),
-                     _mm512_set1_ps((float)(how->zero * STEPS + STEPS / 2 + MARGIN)),
+  const codes row = {_mm512_set1_ps(STEPS / how->scale), _mm512_set1_ps((float)(how->zero * STEPS + HALF + MARGIN)),
                      _mm512_set1_epi8((int8_t)((int32_t)how->low + how->zero)),
                      _mm512_set1_epi8((int8_t)((int32_t)how->high + how->zero))};
   const int usual = npumm_is_usual_scale(how->scale);
