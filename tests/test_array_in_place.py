@@ -90,7 +90,8 @@ def test_cores_share_the_rows_of_a_product_in_place(
     fresh_device: npu.Device, monkeypatch: pytest.MonkeyPatch, m: int
 ) -> None:
     """Weights are cut along N for the cores; in place, whole rows are what they can share."""
-    monkeypatch.setattr("npumatmul.ops.packed.tiles.planned", functools.partial(plan_weight, n_tiles=3))
+    three_tiles = functools.partial(plan_weight, n_tiles=3)
+    monkeypatch.setattr("npumatmul.ops.packed.tiles.planned", lambda *shape, cut_for, **how: three_tiles(*shape, **how))
     modelled(monkeypatch, None)
     a, b = values((m, 576), np.float16), values((576, 1536), np.float16, 1)
     x, w = npu.asarray(a, device=fresh_device), npu.pack(b, device=fresh_device)

@@ -39,6 +39,7 @@ def in_tiles(monkeypatch: pytest.MonkeyPatch, **how: int) -> None:
 
     def planned(k: int, n: int, mm_type: Any, chip: Any, runtime: Any, k_parts: int = 1, **others: Any) -> Any:
         parts = max(k_parts, how["k_parts"])
+        others.pop("cut_for")  # no scope names cores
         return plan_weight(k, n, mm_type, chip, runtime, parts, n_tiles=how["n_tiles"], **others)
 
     monkeypatch.setattr("npumatmul.ops.packed.tiles.planned", planned)
