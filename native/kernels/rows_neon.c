@@ -282,9 +282,21 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
   npumm_rows_scalar.minmax(src + i, n - i, range, finite);
 }
 
-const npumm_row_kernels npumm_rows_neon = {
-    "neon", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,        quantize_columns, pairs,
-    sum,    absmax,     minmax,          absmax_columns, npumm_transpose, npumm_pieces_neon};
+const npumm_row_kernels npumm_rows_neon = {"neon",
+                                           f32_to_f16,
+                                           f32_to_f16_high,
+                                           f32_to_f16_low,
+                                           quantize,
+                                           quantize_columns,
+                                           pairs,
+                                           npumm_pair_columns_base,
+                                           sum,
+                                           absmax,
+                                           minmax,
+                                           absmax_columns,
+                                           npumm_copy_columns_base,
+                                           npumm_transpose,
+                                           npumm_pieces_neon};
 #else
 typedef int npumm_rows_neon_is_empty_here;
 #endif
