@@ -142,7 +142,8 @@ AVX512 static inline int quantize_alike_64(const float *src, const float *recipr
   }
   const __m512i bytes = saturated(above), others = saturated(below);
   _mm512_storeu_si512((void *)dst, as_they_were(_mm512_min_epi8(_mm512_max_epi8(bytes, low), high)));
-  return !(_mm512_cmpneq_epi8_mask(bytes, others) | _mm512_cmpeq_epi8_mask(others, _mm512_set1_epi8(-128)));
+  const __mmask64 same = _mm512_cmpeq_epi8_mask(bytes, others);
+  return !(~same | _mm512_cmpeq_epi8_mask(others, _mm512_set1_epi8(-128)));
 }
 
 AVX512 static int quantize_columns(const float *src, int8_t *dst, int64_t n, const npumm_quantizers *how) {
