@@ -110,14 +110,16 @@ static int pack_block(const npumm_tiling *t, const npumm_values *values, const n
     if (!direct) gather(how->source_bytes, corner, row_stride, col_stride, rows, cols, block);
     const char *from = direct ? corner : (const char *)block;
     const int64_t stride = direct ? row_stride : BLOCK_COLS * how->source_bytes;
+    const int asks = direct && how->past_caches && c0 + BLOCK_COLS < t->cols;
     if (how->kind == NPUMM_COPIED && cols == padded && !values->row_sum) {
+      for (int64_t r = 0; asks && r < rows; r++) ask_for_next(from + r * stride, t->cols - c0, how);
       npumm_lay(t, how->bits, first + r0, rows, c0, padded, from, stride, dst, how->past_caches);
       continue;
     }
     if (cols < padded) memset(&out, 0, sizeof out);
     for (int64_t r = 0; cols > 0 && r < rows; r++) {
       int32_t sum = 0;
-      if (direct && how->past_caches && c0 + BLOCK_COLS < t->cols) ask_for_next(from + r * stride, t->cols - c0, how);
+      if (asks) ask_for_next(from + r * stride, t->cols - c0, how);
       const int code = convert(kernels, how, values, from + r * stride, r0 + r, cols, out.image[r], out.low[r], &sum);
       if (code) return code;
       if (values->row_sum) {

@@ -96,7 +96,6 @@ extern const npumm_row_kernels npumm_rows_neon;
 #endif
 
 void npumm_copy_columns_base(const npumm_columns *of, const char *src, char *dst, int64_t pitch);
-void npumm_pair_columns_base(const int8_t *even, const int8_t *odd, uint8_t *dst, int64_t n, int high, int high_first);
 void npumm_pieces_base(const npumm_pieces *of, const char *from, char *to, int past_caches);
 #if defined(__x86_64__)
 void npumm_pieces_avx2(const npumm_pieces *of, const char *from, char *to, int past_caches);

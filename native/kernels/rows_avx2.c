@@ -233,7 +233,7 @@ AVX2 static void pair_columns(const int8_t *even, const int8_t *odd, uint8_t *ds
     _mm256_storeu_si256((__m256i *)(dst + i),
                         _mm256_or_si256(low, _mm256_andnot_si256(nibble, _mm256_sll_epi16(b, left))));
   }
-  npumm_pair_columns_base(even + i, odd + i, dst + i, n - i, high, high_first);
+  npumm_rows_scalar.pair_columns(even + i, odd + i, dst + i, n - i, high, high_first);
 }
 
 AVX2 static void copy_columns(const npumm_columns *of, const char *src, char *dst, int64_t pitch) {

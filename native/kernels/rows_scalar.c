@@ -110,8 +110,7 @@ void npumm_copy_columns_base(const npumm_columns *of, const char *src, char *dst
   }
 }
 
-void npumm_pair_columns_base(const int8_t *even, const int8_t *odd, uint8_t *restrict dst, int64_t n, int high,
-                             int high_first) {
+static void pair_columns(const int8_t *even, const int8_t *odd, uint8_t *dst, int64_t n, int high, int high_first) {
   const int8_t *lower = high_first ? odd : even, *upper = high_first ? even : odd;
   if (high) {
     for (int64_t i = 0; i < n; i++) dst[i] = (uint8_t)((uint8_t)(lower[i] + 8) >> 4 | ((upper[i] + 8) & 0xf0));
@@ -157,7 +156,7 @@ const npumm_row_kernels npumm_rows_scalar = {"scalar",
                                              quantize,
                                              quantize_columns,
                                              pairs,
-                                             npumm_pair_columns_base,
+                                             pair_columns,
                                              sum,
                                              absmax,
                                              minmax,
