@@ -54,6 +54,7 @@ static void call_rows(const npumm_row_kernels *rows) {
   CALL("rows quantize", 4 * N, N, rows->quantize(x, codes, N, &how));
   CALL("rows quantize_columns", 24 * N, N, rows->quantize_columns(x, codes, N, &each));
   CALL("rows pairs", N, N / 2, rows->pairs(codes, bytes, N, 1, 0));
+  CALL("rows pair_columns", N, N / 2, rows->pair_columns(codes, codes + N / 2, bytes, N / 2, 1, 0));
   CALL("rows sum", N, 0, rows->sum(codes, N));
   CALL("rows absmax", 4 * N, 0, rows->absmax(x, N, &finite));
   CALL("rows minmax", 4 * N, 0, rows->minmax(x, N, range, &finite));
@@ -61,9 +62,13 @@ static void call_rows(const npumm_row_kernels *rows) {
   static const char *const transposes[3] = {"rows transpose 1", "rows transpose 2", "rows transpose 4"};
   for (int i = 0; i < 3; i++) {
     const int64_t side = 64, element = 1 << i;
+    const npumm_transposed of = {side, side, element, 1024, side, side * element, 0};
     CALL(transposes[i], side * side * element, side * side * element,
-         rows->transpose((const char *)x, 1024, side, side, element, (char *)out, side * element, 0));
+         rows->transpose(&of, (const char *)x, (char *)out, 0));
   }
+  const npumm_columns columns = {1024, 512, 16, 0, 0, 0};
+  CALL("rows copy_columns", 16 * 512, 16 * 512,
+       rows->copy_columns(&columns, (const char *)x, (char *)out, NPUMM_PITCH));
   static const char *const pieces[3] = {"rows pieces 16", "rows pieces 32", "rows pieces 64"};
   for (int i = 0; i < 3; i++) {
     const npumm_pieces of = {16 << i, 32, 64 >> i, 1024, 32 * (16 << i)};

@@ -5,8 +5,11 @@
 #include "pack.h"
 #include "tiling.h"
 
-/* Images of more than a core's second cache: what nobody reads soon is not to take the place of what is read. */
-enum { PAST_CACHES_BYTES = 1 << 21 };
+/*
+ * Where the source and the image take more than a third cache has for a core or two, lines that are only written are not
+ * read before. Smaller ones are written into that cache, which is faster than the memory.
+ */
+enum { PAST_CACHES_BYTES = 12 << 20 };
 
 int64_t npumm_packed_bytes(const npumm_tiling *tiling, npumm_conversion conversion) {
   const int64_t bits = npumm_element_bits(conversion);
@@ -47,7 +50,7 @@ int npumm_pack_rows(const npumm_tiling *tiling, const npumm_values *values, int6
   if (dst_bytes < needed) return NPUMM_BUFFER_TOO_SMALL;
   const npumm_tiling t = *tiling;
   npumm_recipe how = npumm_recipe_of(values->conversion);
-  how.past_caches = needed >= PAST_CACHES_BYTES;
+  how.past_caches = t.rows * t.cols * how.source_bytes + needed >= PAST_CACHES_BYTES;
   const int64_t source_rows = how.kind == NPUMM_QUANTIZED_SPLIT ? t.rows / 2 : t.rows;
   if (first < 0 || rows < 0 || first > source_rows - rows || !values_are_valid(values, &how, rows)) {
     return NPUMM_BAD_ARGUMENT;

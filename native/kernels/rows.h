@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "transpose.h"
+
 /* Quantization of a row: clamp(round_half_even(x / scale), low, high) + zero, all integers, the sum within int8. */
 typedef struct {
   float scale;
@@ -39,6 +41,20 @@ typedef struct {
   int64_t from_stride, to_next;
 } npumm_pieces;
 
+/*
+ * Some bytes of columns that stand `stride` apart, and what is read after them, `ahead` further on: as many bytes of as
+ * many columns, or fewer, are asked for into the second cache.
+ */
+typedef struct {
+  int64_t stride, bytes, cols;
+  int64_t ahead, ahead_bytes, ahead_cols;
+} npumm_columns;
+
+static inline void npumm_ask_ahead(const npumm_columns *of, const char *column, int64_t c) {
+  if (c >= of->ahead_cols) return;
+  for (int64_t i = 0; i < of->ahead_bytes; i += 64) __builtin_prefetch(column + of->ahead + i, 0, 2);
+}
+
 typedef struct {
   const char *name;
   /* dst[i] = float16(src[i] * scale) */
@@ -53,6 +69,8 @@ typedef struct {
   /* Two values per byte: the low nibbles of (src[i] + 8) >> 4 with `high`, else of src[i]; an odd one at the end has a
      zero beside it. The even element goes into the low nibble, or with `high_first` into the high one. */
   void (*pairs)(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first);
+  /* the same of two columns: of even[i] and odd[i] */
+  void (*pair_columns)(const int8_t *even, const int8_t *odd, uint8_t *dst, int64_t n, int high, int high_first);
   /* sum of src[i], modulo 2^32 */
   int32_t (*sum)(const int8_t *src, int64_t n);
   /* largest finite |src[i]|; *finite is cleared where an inf or nan was met */
@@ -61,9 +79,10 @@ typedef struct {
   void (*minmax)(const float *src, int64_t n, float range[2], int *finite);
   /* largest[i] is raised to the bits of |src[i]|, which grow with it: to those of inf and above by infs and nans */
   void (*absmax_columns)(const float *src, int64_t n, uint32_t *largest);
+  /* dst[c * pitch + i] = src[c * stride + i], of columns that npumm_columns describes */
+  void (*copy_columns)(const npumm_columns *of, const char *src, char *dst, int64_t pitch);
   /* as npumm_transpose of transpose.h; with `past_caches` whole cache lines may be written around them */
-  void (*transpose)(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                    int64_t dst_row_stride, int past_caches);
+  void (*transpose)(const npumm_transposed *of, const char *src, char *dst, int past_caches);
   /* pieces as npumm_pieces says; with `past_caches` likewise */
   void (*pieces)(const npumm_pieces *of, const char *from, char *to, int past_caches);
 } npumm_row_kernels;
@@ -76,6 +95,7 @@ extern const npumm_row_kernels npumm_rows_avx512;
 extern const npumm_row_kernels npumm_rows_neon;
 #endif
 
+void npumm_copy_columns_base(const npumm_columns *of, const char *src, char *dst, int64_t pitch);
 void npumm_pieces_base(const npumm_pieces *of, const char *from, char *to, int past_caches);
 #if defined(__x86_64__)
 void npumm_pieces_avx2(const npumm_pieces *of, const char *from, char *to, int past_caches);

@@ -2,6 +2,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <string.h>
+
 #include "rows.h"
 #include "transpose.h"
 
@@ -187,6 +189,7 @@ AVX2 static int quantize_columns(const float *src, int8_t *dst, int64_t n, const
     const steps own[4] = {steps_at(how, i), steps_at(how, i + 8), steps_at(how, i + 16), steps_at(how, i + 24)};
     finite &= quantize_32(src + i, dst + i, own, 1, how->usual);
   }
+  if (i == n) return finite;
   const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i, how->high + i,
                                  how->zero + i,  how->usual,          how->alike};
   return npumm_rows_scalar.quantize_columns(src + i, dst + i, n - i, &rest) && finite;
@@ -217,6 +220,37 @@ AVX2 static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int
                      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
   }
   npumm_rows_scalar.pairs(src + i, dst + i / 2, n - i, high, high_first);
+}
+
+AVX2 static void pair_columns(const int8_t *even, const int8_t *odd, uint8_t *dst, int64_t n, int high,
+                              int high_first) {
+  const int8_t *lower = high_first ? odd : even, *upper = high_first ? even : odd;
+  const __m256i bias = _mm256_set1_epi8(high ? 8 : 0), nibble = _mm256_set1_epi8(0x0f);
+  const __m128i right = _mm_cvtsi32_si128(high ? 4 : 0), left = _mm_cvtsi32_si128(high ? 0 : 4);
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m256i a = _mm256_add_epi8(_mm256_loadu_si256((const __m256i *)(lower + i)), bias);
+    const __m256i b = _mm256_add_epi8(_mm256_loadu_si256((const __m256i *)(upper + i)), bias);
+    const __m256i low = _mm256_and_si256(_mm256_srl_epi16(a, right), nibble);
+    _mm256_storeu_si256((__m256i *)(dst + i),
+                        _mm256_or_si256(low, _mm256_andnot_si256(nibble, _mm256_sll_epi16(b, left))));
+  }
+  npumm_rows_scalar.pair_columns(even + i, odd + i, dst + i, n - i, high, high_first);
+}
+
+AVX2 static void copy_columns(const npumm_columns *of, const char *src, char *dst, int64_t pitch) {
+  const npumm_columns all = *of; /* which no store can change */
+  const int64_t whole = all.bytes / 64 * 64, rest = all.bytes - whole;
+  for (int64_t c = 0; c < all.cols; c++, src += all.stride, dst += pitch) {
+    npumm_ask_ahead(&all, src, c);
+    for (int64_t i = 0; i < whole; i += 64) {
+      const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(src + i));
+      const __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(src + i + 32));
+      _mm256_storeu_si256((__m256i *)(void *)(dst + i), a);
+      _mm256_storeu_si256((__m256i *)(void *)(dst + i + 32), b);
+    }
+    if (rest) memcpy(dst + whole, src + whole, (size_t)rest);
+  }
 }
 
 AVX2 static int32_t sum(const int8_t *src, int64_t n) {
@@ -282,9 +316,21 @@ AVX2 static void minmax(const float *src, int64_t n, float range[2], int *finite
   npumm_rows_scalar.minmax(src + i, n - i, range, finite);
 }
 
-const npumm_row_kernels npumm_rows_avx2 = {
-    "avx2", f32_to_f16, f32_to_f16_high, f32_to_f16_low,       quantize,         quantize_columns, pairs, sum,
-    absmax, minmax,     absmax_columns,  npumm_transpose_avx2, npumm_pieces_avx2};
+const npumm_row_kernels npumm_rows_avx2 = {"avx2",
+                                           f32_to_f16,
+                                           f32_to_f16_high,
+                                           f32_to_f16_low,
+                                           quantize,
+                                           quantize_columns,
+                                           pairs,
+                                           pair_columns,
+                                           sum,
+                                           absmax,
+                                           minmax,
+                                           absmax_columns,
+                                           copy_columns,
+                                           npumm_transpose_avx2,
+                                           npumm_pieces_avx2};
 #else
 typedef int npumm_rows_avx2_is_empty_here;
 #endif

@@ -1,6 +1,7 @@
 /* Row kernels for x86-64 with AVX-512; the tail of each row goes through those for AVX2. */
 #if defined(__x86_64__)
 #include <immintrin.h>
+#include <string.h>
 
 #include "rows.h"
 #include "transpose.h"
@@ -158,31 +159,102 @@ AVX512 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm
   return npumm_rows_avx2.quantize(src + i, dst + i, n - i, how) && finite;
 }
 
+/* Four times 16 whole numbers, saturated to bytes, in the order that as_they_were undoes. */
+AVX512 static inline __m512i saturated(const __m512i *whole) {
+  return _mm512_packs_epi16(_mm512_packs_epi32(whole[0], whole[1]), _mm512_packs_epi32(whole[2], whole[3]));
+}
+AVX512 static inline __m512i as_they_were(__m512i bytes) {
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
+}
+
+/*
+ * 64 values with reciprocals of their own, no zero point and bounds within int8. Each is rounded a little above and a
+ * little below: where both are the same it is that. Returns 0 where they are not, or where one may be no number or beyond
+ * int32, which becomes -128: then the values have to be looked at again.
+ */
+AVX512 static inline int quantize_alike_64(const float *src, const float *reciprocal, int8_t *dst, __m512i low,
+                                           __m512i high) {
+  const __m512 doubt = _mm512_set1_ps(0.5f - NPUMM_SURE);
+  __m512i above[4], below[4];
+  for (int v = 0; v < 4; v++) {
+    const __m512 x = _mm512_loadu_ps(src + 16 * v), factor = _mm512_loadu_ps(reciprocal + 16 * v);
+    above[v] = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, factor, doubt));
+    below[v] = _mm512_cvtps_epi32(_mm512_fmsub_ps(x, factor, doubt));
+  }
+  const __m512i bytes = saturated(above), others = saturated(below);
+  _mm512_storeu_si512((void *)dst, as_they_were(_mm512_min_epi8(_mm512_max_epi8(bytes, low), high)));
+  const __mmask64 same = _mm512_cmpeq_epi8_mask(bytes, others);
+  return !(~same | _mm512_cmpeq_epi8_mask(others, _mm512_set1_epi8(-128)));
+}
+
 AVX512 static int quantize_columns(const float *src, int8_t *dst, int64_t n, const npumm_quantizers *how) {
+  const int quick =
+      n > 0 && how->usual && how->alike && how->zero[0] == 0 && how->low[0] >= -128.0f && how->high[0] <= 127.0f;
+  const __m512i low = _mm512_set1_epi8(quick ? (char)(int)how->low[0] : 0);
+  const __m512i high = _mm512_set1_epi8(quick ? (char)(int)how->high[0] : 0);
   int finite = 1;
   int64_t i = 0;
   for (; i + 64 <= n; i += 64) {
+    if (quick && quantize_alike_64(src + i, how->reciprocal + i, dst + i, low, high)) continue;
     const steps own[4] = {steps_at(how, i), steps_at(how, i + 16), steps_at(how, i + 32), steps_at(how, i + 48)};
     finite &= quantize_64(src + i, dst + i, own, 1, how->usual);
   }
+  if (i == n) return finite; /* the usual length, and short enough that two more calls would tell */
   const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i, how->high + i,
                                  how->zero + i,  how->usual,          how->alike};
   return npumm_rows_avx2.quantize_columns(src + i, dst + i, n - i, &rest) && finite;
 }
 
-AVX512 static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first) {
-  const __m512i bias = _mm512_set1_epi8(high ? 8 : 0), nibble = _mm512_set1_epi8(0x0f);
-  const __m128i shift = _mm_cvtsi32_si128(high ? 4 : 0);
-  /* even * 1 + odd * 16, or the other way round, as 16-bit sums of neighbours */
+/* even * 1 + odd * 16, or the other way round, as 16-bit sums of neighbours */
+AVX512 static inline __m512i paired(const int8_t *src, const int high, __m512i weights) {
+  __m512i values = _mm512_loadu_si512((const void *)src);
+  if (high) values = _mm512_srli_epi16(_mm512_add_epi8(values, _mm512_set1_epi8(8)), 4);
+  return _mm512_maddubs_epi16(_mm512_and_si512(values, _mm512_set1_epi8(0x0f)), weights);
+}
+
+AVX512 static inline int64_t pair_up(const int8_t *src, uint8_t *dst, int64_t n, const int high, int high_first) {
   const __m512i weights = _mm512_set1_epi16(high_first ? 0x0110 : 0x1001);
+  const __m512i order =
+      _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7); /* of what packing takes from two registers in turn */
+  int64_t i = 0;
+  for (; i + 128 <= n; i += 128) {
+    const __m512i bytes = _mm512_packus_epi16(paired(src + i, high, weights), paired(src + i + 64, high, weights));
+    _mm512_storeu_si512((void *)(dst + i / 2), _mm512_permutexvar_epi64(order, bytes));
+  }
+  return i;
+}
+
+AVX512 static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first) {
+  const int64_t i = high ? pair_up(src, dst, n, 1, high_first) : pair_up(src, dst, n, 0, high_first);
+  if (i < n) npumm_rows_avx2.pairs(src + i, dst + i / 2, n - i, high, high_first);
+}
+
+AVX512 static void pair_columns(const int8_t *even, const int8_t *odd, uint8_t *dst, int64_t n, int high,
+                                int high_first) {
+  const int8_t *lower = high_first ? odd : even, *upper = high_first ? even : odd;
+  const __m512i bias = _mm512_set1_epi8(high ? 8 : 0), nibble = _mm512_set1_epi8(0x0f);
+  const __m128i right = _mm_cvtsi32_si128(high ? 4 : 0), left = _mm_cvtsi32_si128(high ? 0 : 4);
   int64_t i = 0;
   for (; i + 64 <= n; i += 64) {
-    const __m512i values = _mm512_add_epi8(_mm512_loadu_si512((const void *)(src + i)), bias);
-    const __m512i nibbles = _mm512_and_si512(_mm512_srl_epi16(values, shift), nibble);
-    const __m512i words = _mm512_maddubs_epi16(nibbles, weights);
-    _mm256_storeu_si256((__m256i *)(void *)(dst + i / 2), _mm512_cvtepi16_epi8(words));
+    const __m512i a = _mm512_add_epi8(_mm512_loadu_si512((const void *)(lower + i)), bias);
+    const __m512i b = _mm512_add_epi8(_mm512_loadu_si512((const void *)(upper + i)), bias);
+    const __m512i low = _mm512_and_si512(_mm512_srl_epi16(a, right), nibble);
+    _mm512_storeu_si512((void *)(dst + i),
+                        _mm512_or_si512(low, _mm512_andnot_si512(nibble, _mm512_sll_epi16(b, left))));
   }
-  npumm_rows_avx2.pairs(src + i, dst + i / 2, n - i, high, high_first);
+  npumm_rows_avx2.pair_columns(even + i, odd + i, dst + i, n - i, high, high_first);
+}
+
+AVX512 static void copy_columns(const npumm_columns *of, const char *src, char *dst, int64_t pitch) {
+  const npumm_columns all = *of; /* which no store can change */
+  const int64_t whole = all.bytes / 64 * 64, rest = all.bytes - whole;
+  for (int64_t c = 0; c < all.cols; c++, src += all.stride, dst += pitch) {
+    npumm_ask_ahead(&all, src, c);
+    for (int64_t i = 0; i < whole; i += 64) {
+      _mm512_storeu_si512((void *)(dst + i), _mm512_loadu_si512((const void *)(src + i)));
+    }
+    if (rest) memcpy(dst + whole, src + whole, (size_t)rest);
+  }
 }
 
 static int32_t sum(const int8_t *src, int64_t n) { return npumm_rows_avx2.sum(src, n); }
@@ -229,9 +301,21 @@ AVX512 static void absmax_columns(const float *src, int64_t n, uint32_t *largest
   npumm_rows_avx2.absmax_columns(src + i, n - i, largest + i);
 }
 
-const npumm_row_kernels npumm_rows_avx512 = {
-    "avx512", f32_to_f16, f32_to_f16_high, f32_to_f16_low,         quantize,           quantize_columns, pairs, sum,
-    absmax,   minmax,     absmax_columns,  npumm_transpose_avx512, npumm_pieces_avx512};
+const npumm_row_kernels npumm_rows_avx512 = {"avx512",
+                                             f32_to_f16,
+                                             f32_to_f16_high,
+                                             f32_to_f16_low,
+                                             quantize,
+                                             quantize_columns,
+                                             pairs,
+                                             pair_columns,
+                                             sum,
+                                             absmax,
+                                             minmax,
+                                             absmax_columns,
+                                             copy_columns,
+                                             npumm_transpose_avx512,
+                                             npumm_pieces_avx512};
 #else
 typedef int npumm_rows_avx512_is_empty_here;
 #endif

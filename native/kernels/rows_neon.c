@@ -227,6 +227,25 @@ static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int high
   npumm_rows_scalar.pairs(src + i, dst + i / 2, n - i, high, high_first);
 }
 
+static void pair_columns(const int8_t *even, const int8_t *odd, uint8_t *dst, int64_t n, int high, int high_first) {
+  const uint8_t *lower = (const uint8_t *)(high_first ? odd : even),
+                *upper = (const uint8_t *)(high_first ? even : odd);
+  const uint8x16_t bias = vdupq_n_u8(8);
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const uint8x16_t a = vld1q_u8(lower + i), b = vld1q_u8(lower + i + 16);
+    const uint8x16_t c = vld1q_u8(upper + i), d = vld1q_u8(upper + i + 16);
+    if (high) {
+      vst1q_u8(dst + i, vsriq_n_u8(vaddq_u8(c, bias), vaddq_u8(a, bias), 4));
+      vst1q_u8(dst + i + 16, vsriq_n_u8(vaddq_u8(d, bias), vaddq_u8(b, bias), 4));
+    } else {
+      vst1q_u8(dst + i, vsliq_n_u8(a, c, 4));
+      vst1q_u8(dst + i + 16, vsliq_n_u8(b, d, 4));
+    }
+  }
+  npumm_rows_scalar.pair_columns(even + i, odd + i, dst + i, n - i, high, high_first);
+}
+
 static int32_t sum(const int8_t *src, int64_t n) {
   int32x4_t totals[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
   int64_t i = 0;
@@ -282,9 +301,21 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
   npumm_rows_scalar.minmax(src + i, n - i, range, finite);
 }
 
-const npumm_row_kernels npumm_rows_neon = {
-    "neon", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,        quantize_columns, pairs,
-    sum,    absmax,     minmax,          absmax_columns, npumm_transpose, npumm_pieces_neon};
+const npumm_row_kernels npumm_rows_neon = {"neon",
+                                           f32_to_f16,
+                                           f32_to_f16_high,
+                                           f32_to_f16_low,
+                                           quantize,
+                                           quantize_columns,
+                                           pairs,
+                                           pair_columns,
+                                           sum,
+                                           absmax,
+                                           minmax,
+                                           absmax_columns,
+                                           npumm_copy_columns_base,
+                                           npumm_transpose,
+                                           npumm_pieces_neon};
 #else
 typedef int npumm_rows_neon_is_empty_here;
 #endif

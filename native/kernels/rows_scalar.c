@@ -103,6 +103,22 @@ static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int high
   }
 }
 
+void npumm_copy_columns_base(const npumm_columns *of, const char *src, char *dst, int64_t pitch) {
+  for (int64_t c = 0; c < of->cols; c++, src += of->stride, dst += pitch) {
+    npumm_ask_ahead(of, src, c);
+    memcpy(dst, src, (size_t)of->bytes);
+  }
+}
+
+static void pair_columns(const int8_t *even, const int8_t *odd, uint8_t *dst, int64_t n, int high, int high_first) {
+  const int8_t *lower = high_first ? odd : even, *upper = high_first ? even : odd;
+  if (high) {
+    for (int64_t i = 0; i < n; i++) dst[i] = (uint8_t)((uint8_t)(lower[i] + 8) >> 4 | ((upper[i] + 8) & 0xf0));
+  } else {
+    for (int64_t i = 0; i < n; i++) dst[i] = (uint8_t)((lower[i] & 0x0f) | (uint8_t)upper[i] << 4);
+  }
+}
+
 static int32_t sum(const int8_t *src, int64_t n) {
   uint32_t total = 0;
   for (int64_t i = 0; i < n; i++) total += (uint32_t)(int32_t)src[i];
@@ -133,6 +149,18 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
   }
 }
 
-const npumm_row_kernels npumm_rows_scalar = {
-    "scalar", f32_to_f16, f32_to_f16_high, f32_to_f16_low,         quantize,         quantize_columns, pairs, sum,
-    absmax,   minmax,     absmax_columns,  npumm_transpose_scalar, npumm_pieces_base};
+const npumm_row_kernels npumm_rows_scalar = {"scalar",
+                                             f32_to_f16,
+                                             f32_to_f16_high,
+                                             f32_to_f16_low,
+                                             quantize,
+                                             quantize_columns,
+                                             pairs,
+                                             pair_columns,
+                                             sum,
+                                             absmax,
+                                             minmax,
+                                             absmax_columns,
+                                             npumm_copy_columns_base,
+                                             npumm_transpose_scalar,
+                                             npumm_pieces_base};

@@ -22,12 +22,19 @@ DEFINE_SCALAR(scalar_1, uint8_t)
 DEFINE_SCALAR(scalar_2, uint16_t)
 DEFINE_SCALAR(scalar_4, uint32_t)
 
-void npumm_transpose_scalar(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                            int64_t dst_row_stride, int past_caches) {
+static void any_rows_scalar(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
+                            int64_t step) {
+  if (element == 1) scalar_1(src, col_stride, rows, cols, dst, step);
+  if (element == 2) scalar_2(src, col_stride, rows, cols, dst, step);
+  if (element == 4) scalar_4(src, col_stride, rows, cols, dst, step);
+}
+
+void npumm_transpose_scalar(const npumm_transposed *of, const char *src, char *dst, int past_caches) {
   (void)past_caches;
-  if (element == 1) scalar_1(src, col_stride, rows, cols, dst, dst_row_stride);
-  if (element == 2) scalar_2(src, col_stride, rows, cols, dst, dst_row_stride);
-  if (element == 4) scalar_4(src, col_stride, rows, cols, dst, dst_row_stride);
+  NPUMM_EACH_TILE(of, r, count) {
+    any_rows_scalar(src + r * of->element, of->col_stride, count, of->cols, of->element,
+                    dst + r / of->tile_rows * of->to_next, of->row_stride);
+  }
 }
 
 #if defined(__x86_64__) || defined(__aarch64__)
@@ -77,32 +84,37 @@ DEFINE_SQUARE(square_1, 16, low_1, high_1)
 DEFINE_SQUARE(square_2, 8, low_2, high_2)
 DEFINE_SQUARE(square_4, 4, low_4, high_4)
 
-void npumm_transpose(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                     int64_t dst_row_stride, int past_caches) {
-  (void)past_caches;
+static void any_rows(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
+                     int64_t step) {
   const int64_t side = 16 / element;
   const int64_t whole_rows = rows / side * side, whole_cols = cols / side * side;
   for (int64_t c = 0; c < whole_cols; c += side) {
     for (int64_t r = 0; r < whole_rows; r += side) {
       const char *from = src + r * element + c * col_stride;
-      char *to = dst + r * dst_row_stride + c * element;
-      if (element == 1) square_1(from, col_stride, to, dst_row_stride);
-      if (element == 2) square_2(from, col_stride, to, dst_row_stride);
-      if (element == 4) square_4(from, col_stride, to, dst_row_stride);
+      char *to = dst + r * step + c * element;
+      if (element == 1) square_1(from, col_stride, to, step);
+      if (element == 2) square_2(from, col_stride, to, step);
+      if (element == 4) square_4(from, col_stride, to, step);
     }
   }
-  npumm_transpose_scalar(src + whole_rows * element, col_stride, rows - whole_rows, whole_cols, element,
-                         dst + whole_rows * dst_row_stride, dst_row_stride, 0);
-  npumm_transpose_scalar(src + whole_cols * col_stride, col_stride, rows, cols - whole_cols, element,
-                         dst + whole_cols * element, dst_row_stride, 0);
+  any_rows_scalar(src + whole_rows * element, col_stride, rows - whole_rows, whole_cols, element,
+                  dst + whole_rows * step, step);
+  any_rows_scalar(src + whole_cols * col_stride, col_stride, rows, cols - whole_cols, element,
+                  dst + whole_cols * element, step);
+}
+
+void npumm_transpose(const npumm_transposed *of, const char *src, char *dst, int past_caches) {
+  (void)past_caches;
+  NPUMM_EACH_TILE(of, r, count) {
+    any_rows(src + r * of->element, of->col_stride, count, of->cols, of->element, dst + r / of->tile_rows * of->to_next,
+             of->row_stride);
+  }
 }
 
 #else
 
-void npumm_transpose(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                     int64_t dst_row_stride, int past_caches) {
-  (void)past_caches;
-  npumm_transpose_scalar(src, col_stride, rows, cols, element, dst, dst_row_stride, 0);
+void npumm_transpose(const npumm_transposed *of, const char *src, char *dst, int past_caches) {
+  npumm_transpose_scalar(of, src, dst, past_caches);
 }
 
 #endif

@@ -122,17 +122,17 @@ static void any_rows(const char *src, int64_t col_stride, int64_t rows, int64_t 
     }
   }
   if (rows > whole_rows) {
-    npumm_transpose(src + whole_rows * element, col_stride, rows - whole_rows, whole_cols, element,
-                    dst + whole_rows * dst_row_stride, dst_row_stride, 0);
+    const npumm_transposed rest = {rows - whole_rows, whole_cols, element, col_stride, rows, dst_row_stride, 0};
+    npumm_transpose(&rest, src + whole_rows * element, dst + whole_rows * dst_row_stride, 0);
   }
   if (cols > whole_cols) {
-    npumm_transpose(src + whole_cols * col_stride, col_stride, rows, cols - whole_cols, element,
-                    dst + whole_cols * element, dst_row_stride, 0);
+    const npumm_transposed rest = {rows, cols - whole_cols, element, col_stride, rows, dst_row_stride, 0};
+    npumm_transpose(&rest, src + whole_cols * col_stride, dst + whole_cols * element, 0);
   }
 }
 
-void npumm_transpose_avx2(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                          int64_t dst_row_stride, int past_caches) {
+static void one_tile(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
+                     int64_t dst_row_stride, int past_caches) {
   const int64_t step = cols * element;
   const int is_usual = (element == 1 && (step == 32 || step == 16)) || (element == 2 && step == 64);
   int64_t r = 0;
@@ -149,6 +149,13 @@ void npumm_transpose_avx2(const char *src, int64_t col_stride, int64_t rows, int
   }
   if (r < rows)
     any_rows(src + r * element, col_stride, rows - r, cols, element, dst + r * dst_row_stride, dst_row_stride);
+}
+
+void npumm_transpose_avx2(const npumm_transposed *of, const char *src, char *dst, int past_caches) {
+  NPUMM_EACH_TILE(of, r, count) {
+    one_tile(src + r * of->element, of->col_stride, count, of->cols, of->element, dst + r / of->tile_rows * of->to_next,
+             of->row_stride, past_caches);
+  }
 }
 #else
 typedef int npumm_transpose_avx2_is_empty_here;

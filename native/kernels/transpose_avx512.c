@@ -81,33 +81,40 @@ INLINE void halves_32(const char *src, int64_t col_stride, char *dst, const int 
   }
 }
 
-#define DEFINE_BOTH(name)                                                                                    \
-  __attribute__((TARGET)) static void name##_around(const char *s, int64_t c, char *d) { name(s, c, d, 1); } \
-  __attribute__((TARGET)) static void name##_into(const char *s, int64_t c, char *d) { name(s, c, d, 0); }
-DEFINE_BOTH(bytes_32)
-DEFINE_BOTH(bytes_16)
-DEFINE_BOTH(halves_32)
-
-/* The usual rows of tiles; everything else is npumm_transpose_avx2's. */
-void npumm_transpose_avx512(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                            int64_t dst_row_stride, int past_caches) {
-  const int64_t step = cols * element;
-  const int64_t at_once = element == 1 && step == 32 ? 32 : element == 1 && step == 16 ? 64 : 16;
-  const int is_usual = element <= 2 && (step == 32 || step == 16 || step == 64) && (element == 1) != (step == 64);
-  int64_t r = 0;
-  if (is_usual && dst_row_stride == step) {
-    const int around = past_caches && (uintptr_t)dst % 64 == 0;
-    for (; r + at_once <= rows; r += at_once) {
-      const char *from = src + r * element;
-      char *to = dst + r * step;
-      if (step == 32) (around ? bytes_32_around : bytes_32_into)(from, col_stride, to);
-      if (step == 16) (around ? bytes_16_around : bytes_16_into)(from, col_stride, to);
-      if (step == 64) (around ? halves_32_around : halves_32_into)(from, col_stride, to);
-    }
+/* The usual tiles, each of which is transposed at once. */
+#define DEFINE_TILES(name, past_caches)                                                                              \
+  __attribute__((TARGET)) static void name##_##past_caches(const npumm_transposed *of, const char *src, char *dst) { \
+    const int64_t tiles = of->rows / of->tile_rows, next = of->tile_rows * of->element, to_next = of->to_next;       \
+    for (int64_t tile = 0; tile < tiles; tile++) {                                                                   \
+      name(src + tile * next, NPUMM_PITCH, dst + tile * to_next, past_caches);                                       \
+    }                                                                                                                \
   }
-  if (r < rows) {
-    npumm_transpose_avx2(src + r * element, col_stride, rows - r, cols, element, dst + r * dst_row_stride,
-                         dst_row_stride, 0);
+DEFINE_TILES(bytes_32, 0)
+DEFINE_TILES(bytes_16, 0)
+DEFINE_TILES(halves_32, 0)
+DEFINE_TILES(bytes_32, 1)
+DEFINE_TILES(bytes_16, 1)
+DEFINE_TILES(halves_32, 1)
+
+/* Everything else is npumm_transpose_avx2's. */
+void npumm_transpose_avx512(const npumm_transposed *of, const char *src, char *dst, int past_caches) {
+  const int64_t step = of->cols * of->element, tile = of->tile_rows;
+  const int is_dense = of->row_stride == step && of->rows >= tile && of->col_stride == NPUMM_PITCH;
+  const int around = past_caches && ((uintptr_t)dst | (uintptr_t)of->to_next) % 64 == 0;
+  int64_t done = of->rows / tile * tile;
+  if (is_dense && of->element == 1 && step == 32 && tile == 32) {
+    (around ? bytes_32_1 : bytes_32_0)(of, src, dst);
+  } else if (is_dense && of->element == 1 && step == 16 && tile == 64) {
+    (around ? bytes_16_1 : bytes_16_0)(of, src, dst);
+  } else if (is_dense && of->element == 2 && step == 64 && tile == 16) {
+    (around ? halves_32_1 : halves_32_0)(of, src, dst);
+  } else {
+    done = 0;
+  }
+  if (done < of->rows) {
+    npumm_transposed rest = *of;
+    rest.rows -= done;
+    npumm_transpose_avx2(&rest, src + done * of->element, dst + done / tile * of->to_next, past_caches);
   }
 }
 #else

@@ -41,11 +41,26 @@ static const npumm_quantizer quantizers[] = {
     {0.5f, -128.0f - 3.0f, 124.0f, 3}, {1e-30f, -255.0f, 0.0f, 127}, {0.0f, -127.0f, 127.0f, 0},
 };
 
+/* Pairs of two columns against those of one row in which their elements alternate. */
+static void compare_pairs_of_columns(const npumm_row_kernels *kernels, const int8_t *even, const int8_t *odd,
+                                     int64_t n) {
+  enum { MOST = 300 };
+  int8_t row[2 * MOST];
+  uint8_t got[MOST], expected[MOST];
+  for (int64_t i = 0; i < n; i++) row[2 * i] = even[i], row[2 * i + 1] = odd[i];
+  for (int way = 0; way < 4; way++) {
+    kernels->pair_columns(even, odd, got, n, way & 1, way >> 1);
+    npumm_rows_scalar.pairs(row, expected, 2 * n, way & 1, way >> 1);
+    HOLDS(n == 0 || memcmp(got, expected, (size_t)n) == 0);
+  }
+}
+
 /*
  * With steps that change from element to element: those above by turns, or with `usual` the first two, or with `alike`
- * those of the fourth with scales of the first two.
+ * bounds and zero points of one of them.
  */
-static void compare_columns(const npumm_row_kernels *kernels, const float *src, int64_t n, int usual, int alike) {
+static void compare_columns(const npumm_row_kernels *kernels, const float *src, int64_t n, int usual,
+                            const npumm_quantizer *alike) {
   enum { MOST = 300 };
   float scale[MOST], reciprocal[MOST], low[MOST], high[MOST];
   int32_t zero[MOST];
@@ -54,10 +69,10 @@ static void compare_columns(const npumm_row_kernels *kernels, const float *src, 
   for (int64_t i = 0; i < n; i++) {
     const npumm_quantizer *of = &quantizers[(size_t)i % (usual ? 2 : sizeof quantizers / sizeof *quantizers)];
     scale[i] = of->scale, reciprocal[i] = 1.0f / of->scale, low[i] = of->low, high[i] = of->high, zero[i] = of->zero;
-    if (alike) low[i] = quantizers[3].low, high[i] = quantizers[3].high, zero[i] = quantizers[3].zero;
+    if (alike) low[i] = alike->low, high[i] = alike->high, zero[i] = alike->zero;
     largest[i] = largest_reference[i] = i % 3 ? 0 : 0x3f800000u;
   }
-  const npumm_quantizers how = {scale, reciprocal, low, high, zero, usual, alike};
+  const npumm_quantizers how = {scale, reciprocal, low, high, zero, usual, alike != NULL};
   const int finite = npumm_rows_scalar.quantize_columns(src, expected, n, &how);
   HOLDS(kernels->quantize_columns(src, got, n, &how) == finite);
   HOLDS(n == 0 || memcmp(got, expected, (size_t)n) == 0);
@@ -71,10 +86,13 @@ static void quotients_next_to_halves(const npumm_row_kernels *kernels) {
   enum { COUNT = 4 * 512 };
   static float src[COUNT];
   static int8_t got[COUNT], expected[COUNT];
+  static float scale[COUNT], reciprocal[COUNT], low[COUNT], high[COUNT];
+  static const int32_t zero[COUNT];
   int same = 1;
   for (int round = 0; round < 300; round++) {
     const uint32_t bits = (random_bits() & 0x007fffffu) | ((uint32_t)(30 + round % 200) << 23);
-    npumm_quantizer how = {0.0f, -127.0f, 127.0f, 0};
+    const float level = round % 3 ? 127.0f : 7.0f; /* of int8 and int4 */
+    npumm_quantizer how = {0.0f, -level, level, 0};
     memcpy(&how.scale, &bits, sizeof bits);
     for (int i = 0; i < COUNT; i++) {
       const float at = (float)((i / 4 - 256) * 0.5 * (double)how.scale);
@@ -82,6 +100,11 @@ static void quotients_next_to_halves(const npumm_row_kernels *kernels) {
     }
     const int finite = npumm_rows_scalar.quantize(src, expected, COUNT, &how);
     same &= kernels->quantize(src, got, COUNT, &how) == finite && memcmp(got, expected, sizeof got) == 0;
+    for (int i = 0; i < COUNT; i++) {
+      scale[i] = how.scale, reciprocal[i] = 1.0f / how.scale, low[i] = how.low, high[i] = how.high;
+    }
+    const npumm_quantizers each = {scale, reciprocal, low, high, zero, npumm_is_usual_scale(how.scale), 1};
+    same &= kernels->quantize_columns(src, got, COUNT, &each) == finite && memcmp(got, expected, sizeof got) == 0;
   }
   HOLDS(same);
 }
@@ -152,7 +175,8 @@ static void compare_with_scalar(const npumm_row_kernels *kernels) {
         HOLDS(n == 0 || memcmp(byte, byte_reference, (size_t)n) == 0);
       }
       for (int usual = 0; usual < 2; usual++) {
-        for (int alike = 0; alike < 2; alike++) compare_columns(kernels, src, n, usual, alike);
+        compare_columns(kernels, src, n, usual, NULL);
+        for (int alike = 0; alike < 4; alike++) compare_columns(kernels, src, n, usual, &quantizers[alike]);
       }
       for (int64_t i = 0; i < n; i++) byte[i] = (int8_t)random_bits();
       HOLDS(kernels->sum(byte, n) == npumm_rows_scalar.sum(byte, n));
@@ -161,6 +185,8 @@ static void compare_with_scalar(const npumm_row_kernels *kernels) {
         npumm_rows_scalar.pairs(byte, pair_reference, n, way & 1, way >> 1);
         HOLDS(n == 0 || memcmp(pair, pair_reference, (size_t)(n + 1) / 2) == 0);
       }
+      for (int64_t i = 0; i < n; i++) byte_reference[i] = (int8_t)random_bits();
+      compare_pairs_of_columns(kernels, byte, byte_reference, n);
       free(src);
       free(half);
       free(half_reference);

@@ -322,7 +322,7 @@ static void scales_in_both_orders(void) {
 
 /* An image that is written around the caches: every byte of it, from both orders, and what is beside it. */
 static void large_images(void) {
-  enum { N = 1056, K = 2100, PADDED = 2112 };
+  enum { N = 1056, K = 6100, PADDED = 6112 };
   const npumm_tiling t = {N, K, N, PADDED, 32, 32};
   const npumm_values how = {.conversion = NPUMM_COPY_8};
   int8_t *across = need((size_t)N * K), *down = need((size_t)N * K);
@@ -349,6 +349,33 @@ static void large_images(void) {
   free(down);
   free(image);
   free(other);
+}
+
+/* Longer columns than are packed at a time, and more of them, in both orders of the source. */
+static void long_columns(npumm_conversion conversion, int64_t bytes) {
+  enum { N = 4700, K = 75, TILES = 147 };
+  const npumm_tiling t = {N, K, TILES * 32, 96, 32, 32};
+  float *across = need((size_t)N * K * 4), *down = need((size_t)N * K * 4), scale[N];
+  uint8_t *image[2] = {need((size_t)(TILES * 32 * 96 * 2)), need((size_t)(TILES * 32 * 96 * 2))};
+  for (int i = 0; i < N; i++) scale[i] = 0.01f + 1e-5f * (float)i;
+  for (int r = 0; r < N; r++) {
+    for (int c = 0; c < K; c++) {
+      const float value = (float)between(-1000, 1000) / 800.0f;
+      memcpy((char *)across + (r * K + c) * bytes, &value, (size_t)bytes);
+      memcpy((char *)down + (c * N + r) * bytes, &value, (size_t)bytes);
+    }
+  }
+  const npumm_values how = {.conversion = conversion, .row_scale = bytes == 4 ? scale : NULL};
+  const int64_t needed = npumm_packed_bytes(&t, conversion);
+  memset(image[0], 1, (size_t)needed);
+  memset(image[1], 2, (size_t)needed);
+  HOLDS(npumm_pack(&t, &how, across, K * bytes, bytes, image[0], needed) == NPUMM_OK);
+  HOLDS(npumm_pack(&t, &how, down, bytes, N * bytes, image[1], needed) == NPUMM_OK);
+  HOLDS(memcmp(image[0], image[1], (size_t)needed) == 0);
+  free(across);
+  free(down);
+  free(image[0]);
+  free(image[1]);
 }
 
 static void what_does_not_fit_is_refused(void) {
@@ -396,6 +423,11 @@ int main(void) {
   }
   scales_in_both_orders();
   large_images();
+  long_columns(NPUMM_COPY_8, 1);
+  long_columns(NPUMM_COPY_16, 2);
+  long_columns(NPUMM_INT4, 1);
+  long_columns(NPUMM_F32_TO_I8, 4);
+  long_columns(NPUMM_F32_TO_F16, 4);
   int4_by_hand();
   halves_of_every_value();
   for (size_t i = 0; i < sizeof properties / sizeof *properties; i++) {
