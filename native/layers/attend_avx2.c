@@ -9,7 +9,9 @@
 #define ATTEND_ALONE 4
 #define ATTEND_PASSES 2
 #define ATTEND_FETCH_FAR 1
+#define ATTEND_EVENLY 1
 #define ATTEND_COLUMNS 4
+#define ATTEND_WEIGHTS_FIRST 1
 #define ATTEND_FEW 6
 #include "attend_loops.h"
 #else

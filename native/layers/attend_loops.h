@@ -1,6 +1,16 @@
 /*
- * The loops of attend.h. A file of an instruction set includes its lanes_*.h, defines ATTEND_NAME, ATTEND_LOOPS,
- * ATTEND_ROWS, ATTEND_TOGETHER, ATTEND_ALONE, ATTEND_PASSES, ATTEND_FETCH_FAR, ATTEND_COLUMNS and ATTEND_FEW, and includes this.
+ * The loops of attend.h. A file of an instruction set includes its lanes_*.h, defines ATTEND_NAME, ATTEND_LOOPS and
+ *
+ *   ATTEND_ROWS           queries at once at most
+ *   ATTEND_TOGETHER       times KEYS keys at once; ATTEND_ALONE where there is one query
+ *   ATTEND_PASSES         over a row of keys
+ *   ATTEND_COLUMNS        vectors of values at once
+ *   ATTEND_WEIGHTS_FIRST  whether registers keep weights of queries, or values, while the other ones come
+ *   ATTEND_EVENLY         whether queries are shared out evenly, or as many as possible at once
+ *   ATTEND_FETCH_FAR      whether memory that is needed soon goes to the second cache only
+ *   ATTEND_FEW            up to so many queries read keys and values where they stand
+ *
+ * and includes this.
  *
  * A score is summed in 16 lanes, of which each takes every 16th product; a value's sum is one chain over the tokens. Both
  * orders leave room for registers of any width, and for any number of rows at once.
@@ -57,7 +67,10 @@ INLINE void fetch(npumm_kv_type type, const void *row, int64_t ahead, int64_t by
 
 /* ---- scores -------------------------------------------------------------------------------------------------------- */
 
-/* Sums in lanes of `rows` queries with `together` times KEYS keys, of which KEYS that are 4 apart are folded. */
+/*
+ * Sums in lanes of `rows` queries with `together` times KEYS keys, of which KEYS that are 4 apart are folded. In several
+ * passes, each over its part of the lanes, registers have room for more keys.
+ */
 INLINE void products(npumm_kv_type type, int rows, int together, int passes, const float *q, int64_t dim,
                      const void *const *keys, vec folded[4][ROWS]) {
   vec sums[4][ROWS][KEYS][GROUP];
@@ -122,6 +135,32 @@ INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *bloc
 
 /* ---- values -------------------------------------------------------------------------------------------------------- */
 
+/* A token's values times the weights of rows. */
+INLINE void add_token(npumm_kv_type type, int rows, int columns, const float *weights, const void *from, int64_t column,
+                      vec sums[ROWS][COLUMNS]) {
+#if ATTEND_WEIGHTS_FIRST
+  vec each[ROWS];
+  UNROLLED
+  for (int r = 0; r < rows; r++) each[r] = vec_all(weights[r * BLOCK]);
+  UNROLLED
+  for (int c = 0; c < columns; c++) {
+    const vec value = load_as(type, from, column + c * WIDTH);
+    UNROLLED
+    for (int r = 0; r < rows; r++) sums[r][c] = vec_fma(each[r], value, sums[r][c]);
+  }
+#else
+  vec values[COLUMNS];
+  UNROLLED
+  for (int c = 0; c < columns; c++) values[c] = load_as(type, from, column + c * WIDTH);
+  UNROLLED
+  for (int r = 0; r < rows; r++) {
+    const vec weight = vec_all(weights[r * BLOCK]);
+    UNROLLED
+    for (int c = 0; c < columns; c++) sums[r][c] = vec_fma(weight, values[c], sums[r][c]);
+  }
+#endif
+}
+
 /* Add tokens first to last to sums of `rows` queries and `columns` vectors; `shrinks` those with their factors before. */
 INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block *block, int64_t row, int64_t column,
                     int64_t first, int64_t last, int shrinks, int fetches) {
@@ -142,15 +181,7 @@ INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block
     if (fetches) {
       fetch(type, block->values[j], block->value_ahead + column * size_of(type), columns * WIDTH * size_of(type));
     }
-    vec weight[ROWS];
-    UNROLLED
-    for (int r = 0; r < rows; r++) weight[r] = vec_all(weights[r * BLOCK + j]);
-    UNROLLED
-    for (int c = 0; c < columns; c++) {
-      const vec value = load_as(type, block->values[j], column + c * WIDTH);
-      UNROLLED
-      for (int r = 0; r < rows; r++) sums[r][c] = vec_fma(weight[r], value, sums[r][c]);
-    }
+    add_token(type, rows, columns, weights + j, block->values[j], column, sums);
   }
   UNROLLED
   for (int r = 0; r < rows; r++) {
@@ -293,7 +324,7 @@ INLINE void block_as(npumm_kv_type type, const npumm_block *block) {
   int64_t rows;
   for (int64_t row = 0; row < block->rows; row += rows) {
     const int64_t left = block->rows - row, turns = (left + ROWS - 1) / ROWS;
-    rows = (left + turns - 1) / turns; /* alike: few at last would wait for each other's sums */
+    rows = ATTEND_EVENLY ? (left + turns - 1) / turns : left < ROWS ? left : ROWS;
     int32_t low = BLOCK, high = 0;
     for (int64_t r = row; r < row + rows; r++) {
       if (block->low[r] >= block->high[r]) continue;
