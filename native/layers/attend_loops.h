@@ -368,9 +368,14 @@ INLINE void widen_as(npumm_kv_type type, const void *row, int64_t dim, int64_t p
   for (; d + WIDTH <= dim; d += WIDTH) vec_store(out + d, load_as(type, row, d));
   if (d < dim) { /* the rest of a row may be where memory ends */
     const int64_t size = type == NPUMM_KV_FLOAT16 ? 2 : type == NPUMM_KV_INT8 ? 1 : 4;
-    float rest[WIDTH] = {0};
-    memcpy(rest, (const char *)row + d * size, (size_t)((dim - d) * size));
-    vec_store(out + d, load_as(type, rest, 0));
+    union {
+      float floats[WIDTH];
+      uint16_t halves[WIDTH];
+      int8_t codes[WIDTH];
+    } rest; /* of whatever type it is read as: zeros that are stored as floats only are nothing to who reads halves */
+    memset(&rest, 0, sizeof rest);
+    memcpy(&rest, (const char *)row + d * size, (size_t)((dim - d) * size));
+    vec_store(out + d, load_as(type, &rest, 0));
     d += WIDTH;
   }
   for (; d < padded; d += WIDTH) vec_store(out + d, vec_all(0.0f));
