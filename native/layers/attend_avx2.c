@@ -5,8 +5,13 @@
 #define ATTEND_NAME "avx2"
 #define ATTEND_LOOPS npumm_attend_avx2
 #define ATTEND_ROWS 3
-#define ATTEND_TOGETHER 1
+#define ATTEND_TOGETHER 2
+#define ATTEND_ALONE 4
+#define ATTEND_PASSES 2
+#define ATTEND_FETCH_FAR 1
+#define ATTEND_EVENLY 1
 #define ATTEND_COLUMNS 4
+#define ATTEND_WEIGHTS_FIRST 1
 #define ATTEND_FEW 6
 #include "attend_loops.h"
 #else

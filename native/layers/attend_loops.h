@@ -1,6 +1,16 @@
 /*
- * The loops of attend.h. A file of an instruction set includes its lanes_*.h, defines ATTEND_NAME, ATTEND_LOOPS,
- * ATTEND_ROWS, ATTEND_TOGETHER, ATTEND_COLUMNS and ATTEND_FEW, and includes this.
+ * The loops of attend.h. A file of an instruction set includes its lanes_*.h, defines ATTEND_NAME, ATTEND_LOOPS and
+ *
+ *   ATTEND_ROWS           queries at once at most
+ *   ATTEND_TOGETHER       times KEYS keys at once; ATTEND_ALONE where there is one query
+ *   ATTEND_PASSES         over a row of keys
+ *   ATTEND_COLUMNS        vectors of values at once
+ *   ATTEND_WEIGHTS_FIRST  whether registers keep weights of queries, or values, while the other ones come
+ *   ATTEND_EVENLY         whether queries are shared out evenly, or as many as possible at once
+ *   ATTEND_FETCH_FAR      whether memory that is needed soon goes to the second cache only
+ *   ATTEND_FEW            up to so many queries read keys and values where they stand
+ *
+ * and includes this.
  *
  * A score is summed in 16 lanes, of which each takes every 16th product; a value's sum is one chain over the tokens. Both
  * orders leave room for registers of any width, and for any number of rows at once.
@@ -17,8 +27,10 @@ enum {
   BLOCK = NPUMM_ATTEND_BLOCK,
   KEYS = WIDTH / 4,
   TOGETHER = ATTEND_TOGETHER,
+  ALONE = ATTEND_ALONE,
   ROWS = ATTEND_ROWS,
-  COLUMNS = ATTEND_COLUMNS
+  COLUMNS = ATTEND_COLUMNS,
+  PASSES = ATTEND_PASSES
 };
 
 INLINE vec load_as(npumm_kv_type type, const void *row, int64_t at) {
@@ -38,51 +50,64 @@ INLINE int64_t size_of(npumm_kv_type type) { return type == NPUMM_KV_FLOAT32 ? 4
 
 /*
  * Memory that is needed soon comes while other tokens are computed: processors do not look that far ahead by themselves,
- * since keys and values come in turns.
+ * since keys and values come in turns. To the second cache of x86-64 more lines are on their way at once than to the
+ * first; int8 has so much to compute for each line that fewer suffice.
  */
-INLINE void fetch(const void *row, int64_t ahead, int64_t bytes) {
+INLINE void fetch(npumm_kv_type type, const void *row, int64_t ahead, int64_t bytes) {
   const char *at = (const char *)((uintptr_t)row + (uintptr_t)ahead);
   UNROLLED
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
+  for (int64_t i = 0; i < bytes; i += 64) {
+    if (ATTEND_FETCH_FAR && type != NPUMM_KV_INT8) {
+      __builtin_prefetch(at + i, 0, 1);
+    } else {
+      __builtin_prefetch(at + i);
+    }
+  }
 }
 
 /* ---- scores -------------------------------------------------------------------------------------------------------- */
 
-/* Sums in lanes of `rows` queries with TOGETHER times KEYS keys, of which KEYS that are 4 apart are folded. */
-INLINE void products(npumm_kv_type type, int rows, const float *q, int64_t dim, const void *const *keys,
-                     vec folded[TOGETHER][ROWS]) {
-  vec sums[TOGETHER][ROWS][KEYS][GROUP];
+/*
+ * Sums in lanes of `rows` queries with `together` times KEYS keys, of which KEYS that are 4 apart are folded. In several
+ * passes, each over its part of the lanes, registers have room for more keys.
+ */
+INLINE void products(npumm_kv_type type, int rows, int together, int passes, const float *q, int64_t dim,
+                     const void *const *keys, vec folded[4][ROWS]) {
+  vec sums[4][ROWS][KEYS][GROUP];
   UNROLLED
-  for (int t = 0; t < TOGETHER; t++) {
+  for (int pass = 0; pass < passes; pass++) {
     UNROLLED
-    for (int r = 0; r < rows; r++) {
+    for (int t = 0; t < together; t++) {
       UNROLLED
-      for (int k = 0; k < KEYS; k++) {
-        UNROLLED
-        for (int g = 0; g < GROUP; g++) sums[t][r][k][g] = vec_all(0.0f);
-      }
-    }
-  }
-  for (int64_t d = 0; d < dim; d += 16) {
-    UNROLLED
-    for (int g = 0; g < GROUP; g++) {
-      const int64_t at = d + g * WIDTH;
-      vec queries[ROWS];
-      UNROLLED
-      for (int r = 0; r < rows; r++) queries[r] = vec_load(q + r * dim + at);
-      UNROLLED
-      for (int t = 0; t < TOGETHER; t++) {
+      for (int r = 0; r < rows; r++) {
         UNROLLED
         for (int k = 0; k < KEYS; k++) {
-          const vec key = load_as(type, keys[t + 4 * k], at);
           UNROLLED
-          for (int r = 0; r < rows; r++) sums[t][r][k][g] = vec_fma(queries[r], key, sums[t][r][k][g]);
+          for (int g = pass; g < GROUP; g += passes) sums[t][r][k][g] = vec_all(0.0f);
+        }
+      }
+    }
+    for (int64_t d = 0; d < dim; d += 16) {
+      UNROLLED
+      for (int g = pass; g < GROUP; g += passes) {
+        const int64_t at = d + g * WIDTH;
+        vec queries[ROWS];
+        UNROLLED
+        for (int r = 0; r < rows; r++) queries[r] = vec_load(q + r * dim + at);
+        UNROLLED
+        for (int t = 0; t < together; t++) {
+          UNROLLED
+          for (int k = 0; k < KEYS; k++) {
+            const vec key = load_as(type, keys[t + 4 * k], at);
+            UNROLLED
+            for (int r = 0; r < rows; r++) sums[t][r][k][g] = vec_fma(queries[r], key, sums[t][r][k][g]);
+          }
         }
       }
     }
   }
   UNROLLED
-  for (int t = 0; t < TOGETHER; t++) {
+  for (int t = 0; t < together; t++) {
     UNROLLED
     for (int r = 0; r < rows; r++) folded[t][r] = vec_fold(sums[t][r]);
   }
@@ -92,14 +117,14 @@ INLINE void products(npumm_kv_type type, int rows, const float *q, int64_t dim, 
 INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
                            int64_t last) {
   const int64_t dim = block->key_dim;
-  const int fetches = block->key_ahead && row == 0;
+  const int fetches = block->key_ahead && row == 0, together = rows == 1 ? ALONE : TOGETHER;
   for (int64_t j = first; j < last; j += WIDTH) {
     vec folded[4][ROWS];
-    for (int i = 0; i < 4; i += TOGETHER) {
-      for (int k = 0; fetches && k < TOGETHER * KEYS; k++) {
-        fetch(block->keys[j + i * KEYS + k], block->key_ahead, dim * size_of(type));
+    for (int i = 0; i < 4; i += together) {
+      for (int k = 0; fetches && k < together * KEYS; k++) {
+        fetch(type, block->keys[j + i * KEYS + k], block->key_ahead, dim * size_of(type));
       }
-      products(type, rows, block->q + row * dim, dim, block->keys + j + i, folded + i);
+      products(type, rows, together, PASSES, block->q + row * dim, dim, block->keys + j + i, folded + i);
     }
     for (int r = 0; r < rows; r++) {
       vec_store(block->scores + (row + r) * BLOCK + j,
@@ -109,6 +134,32 @@ INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *bloc
 }
 
 /* ---- values -------------------------------------------------------------------------------------------------------- */
+
+/* A token's values times the weights of rows. */
+INLINE void add_token(npumm_kv_type type, int rows, int columns, const float *weights, const void *from, int64_t column,
+                      vec sums[ROWS][COLUMNS]) {
+#if ATTEND_WEIGHTS_FIRST
+  vec each[ROWS];
+  UNROLLED
+  for (int r = 0; r < rows; r++) each[r] = vec_all(weights[r * BLOCK]);
+  UNROLLED
+  for (int c = 0; c < columns; c++) {
+    const vec value = load_as(type, from, column + c * WIDTH);
+    UNROLLED
+    for (int r = 0; r < rows; r++) sums[r][c] = vec_fma(each[r], value, sums[r][c]);
+  }
+#else
+  vec values[COLUMNS];
+  UNROLLED
+  for (int c = 0; c < columns; c++) values[c] = load_as(type, from, column + c * WIDTH);
+  UNROLLED
+  for (int r = 0; r < rows; r++) {
+    const vec weight = vec_all(weights[r * BLOCK]);
+    UNROLLED
+    for (int c = 0; c < columns; c++) sums[r][c] = vec_fma(weight, values[c], sums[r][c]);
+  }
+#endif
+}
 
 /* Add tokens first to last to sums of `rows` queries and `columns` vectors; `shrinks` those with their factors before. */
 INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block *block, int64_t row, int64_t column,
@@ -127,16 +178,10 @@ INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block
     }
   }
   for (int64_t j = first; j < last; j++) {
-    vec values[COLUMNS];
-    if (fetches) fetch(block->values[j], block->value_ahead + column * size_of(type), columns * WIDTH * size_of(type));
-    UNROLLED
-    for (int c = 0; c < columns; c++) values[c] = load_as(type, block->values[j], column + c * WIDTH);
-    UNROLLED
-    for (int r = 0; r < rows; r++) {
-      const vec weight = vec_all(weights[r * BLOCK + j]);
-      UNROLLED
-      for (int c = 0; c < columns; c++) sums[r][c] = vec_fma(weight, values[c], sums[r][c]);
+    if (fetches) {
+      fetch(type, block->values[j], block->value_ahead + column * size_of(type), columns * WIDTH * size_of(type));
     }
+    add_token(type, rows, columns, weights + j, block->values[j], column, sums);
   }
   UNROLLED
   for (int r = 0; r < rows; r++) {
@@ -276,8 +321,10 @@ LANES void weigh(const npumm_block *block, int64_t row) {
 #endif
 
 INLINE void block_as(npumm_kv_type type, const npumm_block *block) {
-  for (int64_t row = 0; row < block->rows; row += ROWS) {
-    const int64_t rows = block->rows - row < ROWS ? block->rows - row : ROWS;
+  int64_t rows;
+  for (int64_t row = 0; row < block->rows; row += rows) {
+    const int64_t left = block->rows - row, turns = (left + ROWS - 1) / ROWS;
+    rows = ATTEND_EVENLY ? (left + turns - 1) / turns : left < ROWS ? left : ROWS;
     int32_t low = BLOCK, high = 0;
     for (int64_t r = row; r < row + rows; r++) {
       if (block->low[r] >= block->high[r]) continue;
@@ -321,9 +368,14 @@ INLINE void widen_as(npumm_kv_type type, const void *row, int64_t dim, int64_t p
   for (; d + WIDTH <= dim; d += WIDTH) vec_store(out + d, load_as(type, row, d));
   if (d < dim) { /* the rest of a row may be where memory ends */
     const int64_t size = type == NPUMM_KV_FLOAT16 ? 2 : type == NPUMM_KV_INT8 ? 1 : 4;
-    float rest[WIDTH] = {0};
-    memcpy(rest, (const char *)row + d * size, (size_t)((dim - d) * size));
-    vec_store(out + d, load_as(type, rest, 0));
+    union {
+      float floats[WIDTH];
+      uint16_t halves[WIDTH];
+      int8_t codes[WIDTH];
+    } rest; /* of whatever type it is read as: zeros that are stored as floats only are nothing to who reads halves */
+    memset(&rest, 0, sizeof rest);
+    memcpy(&rest, (const char *)row + d * size, (size_t)((dim - d) * size));
+    vec_store(out + d, load_as(type, &rest, 0));
     d += WIDTH;
   }
   for (; d < padded; d += WIDTH) vec_store(out + d, vec_all(0.0f));

@@ -5,6 +5,11 @@
 #define ATTEND_LOOPS npumm_attend_scalar
 #define ATTEND_ROWS 3
 #define ATTEND_TOGETHER 1
+#define ATTEND_ALONE 1
+#define ATTEND_PASSES 1
+#define ATTEND_FETCH_FAR 0
+#define ATTEND_EVENLY 0
 #define ATTEND_COLUMNS 2
+#define ATTEND_WEIGHTS_FIRST 0
 #define ATTEND_FEW 3
 #include "attend_loops.h"

@@ -8,7 +8,7 @@
 /*
  * exp(x) = p 2^k with whole k and p between 0.7 and 1.5. Adding the constant brings the whole part into the low bits; k
  * times the first part of ln 2 is exact. 2^k is two factors, so that results are subnormal, 0 or inf where they have to
- * be, rounded once. exp(0) is 1; a nan stays one.
+ * be, rounded once, as an instruction does it where there is one. exp(0) is 1; a nan stays one.
  */
 LANES vec vec_exp(vec x) {
   x = vec_min(vec_all(90.0f), vec_max(vec_all(-105.0f), x));
@@ -23,10 +23,14 @@ LANES vec vec_exp(vec x) {
   p = vec_fma(p, r, vec_all(0x1.fffffcp-2f));
   p = vec_fma(p, r, vec_all(1.0f));
   p = vec_fma(p, r, vec_all(1.0f));
+#if defined(VEC_SCALE)
+  return VEC_SCALE(p, k);
+#else
   const ivec whole = ivec_sub(vec_bits(shifted), ivec_all(0x4b400000u)), half = ivec_half(whole);
   const vec first = vec_of_bits(ivec_exponent(ivec_add(half, ivec_all(127))));
   const vec second = vec_of_bits(ivec_exponent(ivec_add(ivec_sub(whole, half), ivec_all(127))));
   return vec_mul(vec_mul(p, first), second);
+#endif
 }
 
 /*

@@ -32,6 +32,9 @@ LANES ivec ivec_or(ivec a, ivec b) { return _mm512_or_si512(a, b); }
 LANES ivec ivec_half(ivec a) { return _mm512_srai_epi32(a, 1); }
 LANES ivec ivec_exponent(ivec a) { return _mm512_slli_epi32(a, 23); }
 
+/* x 2^k of a whole k, rounded once. */
+#define VEC_SCALE(x, k) _mm512_scalef_ps(x, k)
+
 LANES vec vec_of_halves(const uint16_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
 LANES vec vec_of_codes(const int8_t *at) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));

@@ -110,7 +110,7 @@ static task random_task(void) {
   layer->keys = rows_for(layer->type, layer->heads, tokens, layer->key_dim);
   layer->values = rows_for(layer->type, layer->heads, tokens, layer->value_dim);
   t.how.heads = heads;
-  t.how.scale = 1.0f / sqrtf((float)layer->key_dim);
+  t.how.scale = (random_bits() % 4 ? 1.0f : 30.0f) / sqrtf((float)layer->key_dim); /* exponentials down to zero */
   t.how.softcap = random_bits() % 3 ? 0.0f : 5.0f;
   t.how.keys = tokens;
   t.sinks = floats(heads, 2.0f);
