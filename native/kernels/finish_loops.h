@@ -351,17 +351,18 @@ static inline __attribute__((always_inline)) void scale_groups(const int32_t *sr
       for (int64_t g = 0; g < AT_ONCE / 4; g++) __builtin_prefetch(src + g * next + 8 * NPUMM_GROUP_ROWS);
       floats_at_once summands = {0};
       if (what != NOTHING) memcpy(&summands, bias + c, sizeof summands);
+      floats_at_once values[NPUMM_GROUP_ROWS]; /* all before one is written, which nothing is moved across */
       for (int r = 0; r < rows; r++) {
-        floats_at_once values = scaled(src + 4 * r, next, row[r], columns + c);
-        if (what != NOTHING) values += summands;
+        values[r] = scaled(src + 4 * r, next, row[r], columns + c);
+        if (what != NOTHING) values[r] += summands;
         if (what == MATRICES) {
           floats_at_once factors, others;
           memcpy(&factors, factor[r] + c, sizeof factors);
           memcpy(&others, summand[r] + c, sizeof others);
-          values = values * factors + others;
+          values[r] = values[r] * factors + others;
         }
-        memcpy(to[r] + c, &values, sizeof values);
       }
+      for (int r = 0; r < rows; r++) memcpy(to[r] + c, &values[r], sizeof values[r]);
     }
     if (c == n) break;
   }
