@@ -1,7 +1,7 @@
 /*
  * The loops of finish.h, included once per instruction set with FINISH_NAME and FINISH_KERNELS defined. Written without
- * branches inside, so that compilers turn them into vector code; every operation is one of IEEE 754 and none is fused
- * (-ffp-contract=off), so all versions give the same bits, wherever in a row a value stands.
+ * branches inside, so that compilers turn them into vector code; every operation is one of IEEE 754, and fused are those
+ * that say so (-ffp-contract=off), so all versions give the same bits, wherever in a row a value stands.
  */
 #include <float.h>
 #include <math.h>
@@ -111,12 +111,9 @@ static inline float logistic_product(float x, float high, float low) {
   const float shifted = fused(high, -0x1.715476p0f, 0x1.8p23f); /* -1 / ln 2 */
   const float k = shifted - 0x1.8p23f;
   const float r = fused(k, 0x1.7f7d1cp-20f, fused(k, 0x1.62e4p-1f, high)) - low; /* exp(-r) is p */
-  float p = -0.008289218f;
-  p = fused(p, r, 0.041898176f);
-  p = fused(p, r, -0.16667654f);
-  p = fused(p, r, 0.49999148f);
-  p = fused(p, r, -0.9999997f);
-  p = fused(p, r, 1.0f);
+  const float r2 = r * r; /* in a few short chains instead of one long one */
+  const float last = fused(0.001382073f, r2, fused(-0.008368677f, r, 0.041668266f));
+  const float p = fused(fused(last, r2, fused(-0.16666521f, r, 0.49999994f)), r2, 1.0f - r);
   const uint32_t scale = 0x3f800000u - (mask_of_sign(high) & (31u << 23)); /* 1 or 2^-31 */
   const float power = float_of((bits_of(shifted) << 23) + scale);
   const float finite = x < -FLT_MAX ? -FLT_MAX : x;
@@ -194,8 +191,10 @@ static inline uint16_t float_to_bf16(float value) {
 /* Elements of arrays at the same place may be the same memory; others are not. */
 #if defined(__clang__)
 #define EACH_ALONE _Pragma("clang loop vectorize(assume_safety)")
+#define UNROLLED _Pragma("clang loop unroll(full)")
 #else
 #define EACH_ALONE _Pragma("GCC ivdep")
+#define UNROLLED _Pragma("GCC unroll 4")
 #endif
 
 static inline float function_of(const npumm_function function, float x) {
@@ -307,7 +306,8 @@ typedef double four_doubles __attribute__((vector_size(32)));
 enum { AT_ONCE = 8 };
 typedef float floats_at_once __attribute__((vector_size(32)));
 
-static inline __attribute__((always_inline)) __m128 scaled_group(const int32_t *src, double row, const double *columns) {
+static inline __attribute__((always_inline)) __m128 scaled_group(const int32_t *src, double row,
+                                                                 const double *columns) {
   const __m256d whole = _mm256_cvtepi32_pd(_mm_loadu_si128((const __m128i *)(const void *)src));
   return _mm256_cvtpd_ps(_mm256_mul_pd(_mm256_mul_pd(whole, _mm256_set1_pd(row)), _mm256_loadu_pd(columns)));
 }
@@ -352,6 +352,7 @@ static inline __attribute__((always_inline)) void scale_groups(const int32_t *sr
       floats_at_once summands = {0};
       if (what != NOTHING) memcpy(&summands, bias + c, sizeof summands);
       floats_at_once values[NPUMM_GROUP_ROWS]; /* all before one is written, which nothing is moved across */
+      UNROLLED
       for (int r = 0; r < rows; r++) {
         values[r] = scaled(src + 4 * r, next, row[r], columns + c);
         if (what != NOTHING) values[r] += summands;
@@ -362,6 +363,7 @@ static inline __attribute__((always_inline)) void scale_groups(const int32_t *sr
           values[r] = values[r] * factors + others;
         }
       }
+      UNROLLED
       for (int r = 0; r < rows; r++) memcpy(to[r] + c, &values[r], sizeof values[r]);
     }
     if (c == n) break;

@@ -150,7 +150,8 @@ static void one_length(const npumm_finish_kernels *k, const npumm_finish_kernels
         if (what > 3) steps[i].factor = other, steps[i].summand = x, steps[i].function = (npumm_function)(i % 2);
         to_one[i] = one + 4 * groups * i, to_two[i] = two + 4 * groups * i;
       }
-      k->finish_groups(whole, next, groups, rows, steps, to_one), r->finish_groups(whole, next, groups, rows, steps, to_two);
+      k->finish_groups(whole, next, groups, rows, steps, to_one),
+          r->finish_groups(whole, next, groups, rows, steps, to_two);
       CHECK(same_floats(one, two, (int64_t)4 * groups * rows), "finish_groups %d, %d rows, n %d", what, rows, (int)n);
     }
   }
@@ -176,7 +177,8 @@ static void instruction_sets_agree(void) {
     for (int64_t n = 0; n < 80; n++) {
       one_length(npumm_finish(), &npumm_finish_base, n, wild);
 #if defined(__x86_64__)
-      if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) one_length(&npumm_finish_avx2, &npumm_finish_base, n, wild);
+      if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        one_length(&npumm_finish_avx2, &npumm_finish_base, n, wild);
 #endif
     }
   }
