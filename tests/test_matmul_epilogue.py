@@ -167,6 +167,18 @@ def test_operands_that_overlap_out(device: npu.Device) -> None:
     np.testing.assert_array_equal(memory[0], before[0])
 
 
+def test_an_epilogue_that_is_used_again_for_a_result_over_its_bias(device: npu.Device) -> None:
+    """The bias is a row of some results and not of others: all get it as it was before."""
+    memory, apart = np.arange(12, dtype=np.float32).reshape(3, 4), np.zeros((2, 4), np.float32)
+    epilogue = Epilogue(bias=memory[0])
+    a, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
+    with npu.pack(b, device=device) as packed:
+        for out in (apart, memory[1:], memory[:2], apart, memory[:2]):
+            before = memory[0].copy()
+            npu.matmul(a, packed, out, epilogue=epilogue)
+            np.testing.assert_array_equal(out, np.stack([3 + before, 3 + before]))
+
+
 def test_integers_keep_int32_until_there_is_an_epilogue(device: npu.Device) -> None:
     a, b = np.full((2, 300), 200, np.uint8), np.full((300, 3), -100, np.int8)
     bias = np.arange(3)

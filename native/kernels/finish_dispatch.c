@@ -15,7 +15,7 @@ const npumm_finish_kernels *npumm_finish(void) {
       __builtin_cpu_supports("avx512vl")) {
     return &npumm_finish_avx512;
   }
-  if (__builtin_cpu_supports("avx2")) return &npumm_finish_avx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &npumm_finish_avx2;
 #endif
   return &npumm_finish_base;
 }

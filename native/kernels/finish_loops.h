@@ -1,8 +1,9 @@
 /*
  * The loops of finish.h, included once per instruction set with FINISH_NAME and FINISH_KERNELS defined. Written without
- * branches inside, so that compilers turn them into vector code; every operation is one of IEEE 754 and none is fused
- * (-ffp-contract=off), so all versions give the same bits, wherever in a row a value stands.
+ * branches inside, so that compilers turn them into vector code; every operation is one of IEEE 754, and fused are those
+ * that say so (-ffp-contract=off), so all versions give the same bits, wherever in a row a value stands.
  */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -49,6 +50,31 @@ static inline float at_most(float x, float most) {
   return float_of((uint32_t)(bits < limit ? bits : limit));
 }
 
+/* max(x, least) for least < 0; a nan may become `least`. */
+static inline float at_least(float x, float least) {
+  const uint32_t bits = bits_of(x), limit = bits_of(least);
+  return float_of(bits < limit ? bits : limit);
+}
+
+/* a * b + c, rounded once */
+#if defined(FINISH_AVX) || defined(__FMA__) || defined(__aarch64__)
+static inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+#else
+static inline float fused(float a, float b, float c) {
+  const double product = (double)a * (double)b, sum = product + (double)c; /* the product is exact */
+  const double part = sum - product, lost = (product - (sum - part)) + ((double)c - part);
+  uint64_t bits;
+  memcpy(&bits, &sum, sizeof bits);
+  /* what is lost becomes a last bit of 1, by which the second rounding tells it from half a unit */
+  const uint64_t is_even = ~bits & 1u, is_inexact = (uint64_t)(lost < 0.0) | (uint64_t)(lost > 0.0);
+  const uint64_t is_less = (uint64_t)(lost < 0.0) ^ (bits >> 63);
+  bits += (is_even & is_inexact) - 2 * (is_even & is_inexact & is_less);
+  double odd;
+  memcpy(&odd, &bits, sizeof odd);
+  return (float)odd;
+}
+#endif
+
 /* exp(u) = p 2^k with whole k, p between 0.7 and 1.5; 2^k as two factors, so that no product underflows early. */
 typedef struct {
   float p, first, second;
@@ -77,20 +103,21 @@ static inline exponential exp_of(float high, float low) {
 }
 
 /*
- * x / (1 + exp(-u)) for u = high - low, low a small part, of magnitudes up to 120. exp(-u) = p 2^k as in exp_of, and
- * 2^-h with h near k / 2 is taken out of the denominator, so that neither it nor the quotient leaves the range early.
+ * x / (1 + exp(-u)) for u = high - low, low a small part, -110.4 <= u <= 88, x and u of one sign. exp(-u) is p 2^k as in
+ * exp_of. Below 0 the denominator loses 31 powers of two on the way, so that it is infinite only where the
+ * result is smaller than any float32, and the quotient is no subnormal, with which steps are slow.
  */
 static inline float logistic_product(float x, float high, float low) {
-  const float shifted = high * -0x1.715476p0f + (0x1.8p23f + 254.0f); /* -1 / ln 2 */
-  const float k = shifted - (0x1.8p23f + 254.0f);
-  const float r = high + k * 0x1.62e4p-1f + (k * 0x1.7f7d1cp-20f - low); /* exp(-r) is p */
+  const float shifted = fused(high, -0x1.715476p0f, 0x1.8p23f); /* -1 / ln 2 */
+  const float k = shifted - 0x1.8p23f;
+  const float r = fused(k, 0x1.7f7d1cp-20f, fused(k, 0x1.62e4p-1f, high)) - low; /* exp(-r) is p */
   const float r2 = r * r; /* in a few short chains instead of one long one */
-  const float p = (1.0f - r) + r2 * (0.49999992f - 0.1666641f * r) +
-                  r2 * r2 * ((0.041668288f - 0.0083756356f * r) + r2 * 0.0013835813f);
-  const uint32_t sum = bits_of(shifted), half = sum >> 1; /* 127 + h above bits that leave */
-  const uint32_t counts = (uint32_t) - (int32_t)((int32_t)half < 0x25a00000 + 127 + 79);    /* beyond, it is 0 */
-  const float first = float_of((sum - half) << 23), second = float_of((254u - half) << 23); /* 2^(k - h), 2^-h */
-  return x / (p * first + second) * float_of(bits_of(second) & counts); /* subnormal steps are slow */
+  const float last = fused(0.001382073f, r2, fused(-0.008368677f, r, 0.041668266f));
+  const float p = fused(fused(last, r2, fused(-0.16666521f, r, 0.49999994f)), r2, 1.0f - r);
+  const uint32_t scale = 0x3f800000u - (mask_of_sign(high) & (31u << 23)); /* 1 or 2^-31 */
+  const float power = float_of((bits_of(shifted) << 23) + scale);
+  const float finite = x < -FLT_MAX ? -FLT_MAX : x;
+  return finite / fused(p, power, float_of(scale)) * float_of(scale);
 }
 
 /*
@@ -123,18 +150,14 @@ static inline float gelu_of(float value) {
   return x * share * choose(below, e.first, 1.0f) * choose(below, e.second, 1.0f);
 }
 
-static inline float gelu_tanh_of(float value) {
-  const float x = value < -11.0f ? -11.0f : value;
-  const double a = (double)at_most(x, 11.0f);
+static inline float gelu_tanh_of(float x) {
+  const double a = (double)at_least(at_most(x, 9.9f), -10.92f);
   const double u = a * (1.5957691216057308 + 0.0713548162726009 * (a * a)); /* (1 + tanh v) / 2 = 1 / (1 + exp(-2 v)) */
   const float high = (float)u;
   return logistic_product(x, high, (float)((double)high - u));
 }
 
-static inline float silu_of(float value) {
-  const float x = value < -110.0f ? -110.0f : value;
-  return logistic_product(x, at_most(x, 110.0f), 0.0f);
-}
+static inline float silu_of(float x) { return logistic_product(x, at_least(at_most(x, 88.0f), -110.25f), 0.0f); }
 
 /* A nan stays one: it is no factor of what is computed here. */
 static inline float sigmoid_of(float x) {
@@ -168,8 +191,10 @@ static inline uint16_t float_to_bf16(float value) {
 /* Elements of arrays at the same place may be the same memory; others are not. */
 #if defined(__clang__)
 #define EACH_ALONE _Pragma("clang loop vectorize(assume_safety)")
+#define UNROLLED _Pragma("clang loop unroll(full)")
 #else
 #define EACH_ALONE _Pragma("GCC ivdep")
+#define UNROLLED _Pragma("GCC unroll 4")
 #endif
 
 static inline float function_of(const npumm_function function, float x) {
@@ -194,20 +219,21 @@ static inline float function_of(const npumm_function function, float x) {
 
 /* Of integers that are scaled, of floats that are, and of floats that are not; how much there is to do besides. */
 enum { INTEGERS, FLOATS, UNSCALED };
-enum { NOTHING, BIAS };
+enum { NOTHING, BIAS, MATRICES };
 
 /* Constants say what there is to do: each set of them becomes a loop of its own. */
 static inline __attribute__((always_inline)) void finish_with(const void *src, int64_t n, const npumm_steps *steps,
                                                               float *dst, const int of, const int what) {
   const int32_t *whole = src;
-  const float *floats = src, *bias = steps->bias;
+  const float *floats = src, *bias = steps->bias, *factor = steps->factor, *summand = steps->summand;
   const double row = steps->row, *columns = steps->columns;
   EACH_ALONE
   for (int64_t i = 0; i < n; i++) {
     float value = of == INTEGERS ? (float)((double)whole[i] * row * columns[i])
                   : of == FLOATS ? (float)((double)floats[i] * row * columns[i])
                                  : floats[i];
-    if (what == BIAS) value += bias[i];
+    if (what != NOTHING) value += bias[i];
+    if (what == MATRICES) value = value * factor[i] + summand[i];
     dst[i] = value;
   }
 }
@@ -223,7 +249,6 @@ static inline __attribute__((always_inline)) void apply(float *values, int64_t n
 static void apply_function(float *values, int64_t n, const npumm_steps *steps) {
   switch (steps->function) {
     case NPUMM_IDENTITY:
-      if (steps->factor) apply(values, n, steps, NPUMM_IDENTITY);
       break;
     case NPUMM_RELU:
       apply(values, n, steps, NPUMM_RELU);
@@ -246,10 +271,8 @@ static void apply_function(float *values, int64_t n, const npumm_steps *steps) {
   }
 }
 
-/* The function and what comes after it. */
-static void finish_rest(float *values, int64_t n, const npumm_steps *steps) {
+static void limit(float *values, int64_t n, const npumm_steps *steps) {
   const float low = steps->low, high = steps->high;
-  apply_function(values, n, steps);
   if (!(low > -INFINITY || high < INFINITY)) return;
   for (int64_t i = 0; i < n; i++) {
     const float raised = values[i] < low ? low : values[i];
@@ -259,9 +282,12 @@ static void finish_rest(float *values, int64_t n, const npumm_steps *steps) {
 
 static inline __attribute__((always_inline)) void finish(const void *src, int64_t n, const npumm_steps *steps,
                                                          float *dst, const int of) {
-  if (steps->bias) finish_with(src, n, steps, dst, of, BIAS);
+  const int matrices = steps->factor && steps->function == NPUMM_IDENTITY;
+  if (matrices) finish_with(src, n, steps, dst, of, MATRICES);
+  else if (steps->bias) finish_with(src, n, steps, dst, of, BIAS);
   else finish_with(src, n, steps, dst, of, NOTHING);
-  finish_rest(dst, n, steps);
+  if (!matrices) apply_function(dst, n, steps);
+  limit(dst, n, steps);
 }
 
 static void finish_int32(const int32_t *src, int64_t n, const npumm_steps *steps, float *dst) {
@@ -273,44 +299,99 @@ static void finish_float32(const float *src, int64_t n, const npumm_steps *steps
   else finish(src, n, steps, dst, UNSCALED);
 }
 
-typedef int32_t four_ints __attribute__((vector_size(16)));
-typedef float four_floats __attribute__((vector_size(16)));
 typedef double four_doubles __attribute__((vector_size(32)));
 
-/* A group at a time, of all rows, because their parts of it share a cache line. */
+/* Columns that are worked on at a time where they stand in groups of 4; `groups` at src, `next` from each other. */
+#if defined(FINISH_AVX)
+enum { AT_ONCE = 8 };
+typedef float floats_at_once __attribute__((vector_size(32)));
+
+static inline __attribute__((always_inline)) __m128 scaled_group(const int32_t *src, double row,
+                                                                 const double *columns) {
+  const __m256d whole = _mm256_cvtepi32_pd(_mm_loadu_si128((const __m128i *)(const void *)src));
+  return _mm256_cvtpd_ps(_mm256_mul_pd(_mm256_mul_pd(whole, _mm256_set1_pd(row)), _mm256_loadu_pd(columns)));
+}
+
+static inline __attribute__((always_inline)) floats_at_once scaled(const int32_t *src, int64_t next, double row,
+                                                                   const double *columns) {
+  return _mm256_set_m128(scaled_group(src + next, row, columns + 4), scaled_group(src, row, columns));
+}
+#else
+enum { AT_ONCE = 4 };
+typedef float floats_at_once __attribute__((vector_size(16)));
+
+static inline __attribute__((always_inline)) floats_at_once scaled(const int32_t *src, int64_t next, double row,
+                                                                   const double *columns) {
+  int32_t __attribute__((vector_size(16))) whole;
+  four_doubles scales;
+  (void)next;
+  memcpy(&whole, src, sizeof whole), memcpy(&scales, columns, sizeof scales);
+  return __builtin_convertvector(__builtin_convertvector(whole, four_doubles) * row * scales, floats_at_once);
+}
+#endif
+
+/*
+ * Some groups of all rows at a time, because their parts of one share a cache line. A factor and a summand that follow
+ * no function are read in the same pass.
+ */
 static inline __attribute__((always_inline)) void scale_groups(const int32_t *src, int64_t next, int64_t groups,
                                                                const npumm_steps *steps, float *const *dst,
                                                                const int rows, const int what) {
+  const float *factor[NPUMM_GROUP_ROWS], *summand[NPUMM_GROUP_ROWS];
+  double row[NPUMM_GROUP_ROWS]; /* in registers: as far as compilers see, a vector that is written changes anything */
+  float *to[NPUMM_GROUP_ROWS];
   const double *columns = steps->columns;
   const float *bias = steps->bias;
-  for (int64_t g = 0; g < groups; g++, src += next) {
-    __builtin_prefetch(src + 8 * NPUMM_GROUP_ROWS); /* of later rows: no processor foresees so many places at once */
-    four_doubles scales;
-    four_floats summands = {0};
-    memcpy(&scales, columns + 4 * g, sizeof scales);
-    if (what == BIAS) memcpy(&summands, bias + 4 * g, sizeof summands);
-    for (int r = 0; r < rows; r++) {
-      four_ints whole;
-      memcpy(&whole, src + 4 * r, sizeof whole);
-      four_floats values =
-          __builtin_convertvector(__builtin_convertvector(whole, four_doubles) * steps[r].row * scales, four_floats);
-      if (what == BIAS) values += summands;
-      memcpy(dst[r] + 4 * g, &values, sizeof values);
-    }
+  for (int r = 0; r < rows; r++) {
+    row[r] = steps[r].row, factor[r] = steps[r].factor, summand[r] = steps[r].summand, to[r] = dst[r];
   }
+  for (int64_t c = 0, n = 4 * groups; c < n; c -= 4, src -= next) { /* the last of an odd number with one more */
+    for (; c + AT_ONCE <= n; c += AT_ONCE, src += AT_ONCE / 4 * next) {
+      /* of later rows: no processor foresees so many places at once */
+      for (int64_t g = 0; g < AT_ONCE / 4; g++) __builtin_prefetch(src + g * next + 8 * NPUMM_GROUP_ROWS);
+      floats_at_once summands = {0};
+      if (what != NOTHING) memcpy(&summands, bias + c, sizeof summands);
+      floats_at_once values[NPUMM_GROUP_ROWS]; /* all before one is written, which nothing is moved across */
+      UNROLLED
+      for (int r = 0; r < rows; r++) {
+        values[r] = scaled(src + 4 * r, next, row[r], columns + c);
+        if (what != NOTHING) values[r] += summands;
+        if (what == MATRICES) {
+          floats_at_once factors, others;
+          memcpy(&factors, factor[r] + c, sizeof factors);
+          memcpy(&others, summand[r] + c, sizeof others);
+          values[r] = values[r] * factors + others;
+        }
+      }
+      UNROLLED
+      for (int r = 0; r < rows; r++) memcpy(to[r] + c, &values[r], sizeof values[r]);
+    }
+    if (c == n) break;
+  }
+}
+
+static inline __attribute__((always_inline)) void all_groups(const int32_t *src, int64_t next, int64_t groups, int rows,
+                                                             const npumm_steps *steps, float *const *dst,
+                                                             const int what) {
+  if (rows == NPUMM_GROUP_ROWS) scale_groups(src, next, groups, steps, dst, NPUMM_GROUP_ROWS, what);
+  else
+    for (int r = 0; r < rows; r++) scale_groups(src + 4 * r, next, groups, steps + r, dst + r, 1, what);
 }
 
 static void finish_groups(const int32_t *src, int64_t next, int64_t groups, int rows, const npumm_steps *steps,
                           float *const *dst) {
-  const int at_once = rows == NPUMM_GROUP_ROWS ? NPUMM_GROUP_ROWS : 1;
-  for (int r = 0; r < rows; r += at_once) {
-    const int32_t *from = src + 4 * r;
-    if (at_once == 1 && steps->bias) scale_groups(from, next, groups, steps + r, dst + r, 1, BIAS);
-    else if (at_once == 1) scale_groups(from, next, groups, steps + r, dst + r, 1, NOTHING);
-    else if (steps->bias) scale_groups(from, next, groups, steps, dst, NPUMM_GROUP_ROWS, BIAS);
-    else scale_groups(from, next, groups, steps, dst, NPUMM_GROUP_ROWS, NOTHING);
+  if (groups == 1 || (rows == 1 && next == 4)) { /* values of a row stand side by side */
+    for (int r = 0; r < rows; r++) finish_int32(src + 4 * r, 4 * groups, &steps[r], dst[r]);
+    return;
   }
-  for (int r = 0; r < rows; r++) finish_rest(dst[r], 4 * groups, &steps[r]);
+  const int matrices = steps->factor && steps->function == NPUMM_IDENTITY;
+  if (matrices) all_groups(src, next, groups, rows, steps, dst, MATRICES);
+  else if (steps->bias) all_groups(src, next, groups, rows, steps, dst, BIAS);
+  else all_groups(src, next, groups, rows, steps, dst, NOTHING);
+  for (int r = 0; r < rows; r++) {
+    if (!matrices) apply_function(dst[r], 4 * groups, &steps[r]);
+    limit(dst[r], 4 * groups, &steps[r]);
+  }
 }
 
 static void subtract(int32_t *sums, int64_t n, int32_t factor, const int32_t *other) {

@@ -101,11 +101,16 @@ static void complete(const npumm_tiling *t, const npumm_term *term, const void *
   }
 }
 
-/* The step that scales; none where nothing would change. */
-static npumm_steps scaling(double row, const double *columns, int of_integers) {
-  npumm_steps steps = {.row = row, .columns = columns, .low = -INFINITY, .high = INFINITY};
-  if (!columns && (of_integers || row != 1.0)) steps.columns = npumm_no_scales;
-  return steps;
+/*
+ * The step that scales; none where nothing would change. Steps are written where they are read: a copy in longer pieces
+ * than they were written in waits until those are in the cache.
+ */
+static void scaling(double row, const double *columns, int of_integers, npumm_steps *steps) {
+  steps->row = row;
+  steps->columns = columns || !(of_integers || row != 1.0) ? columns : npumm_no_scales;
+  steps->bias = steps->factor = steps->summand = NULL;
+  steps->function = NPUMM_IDENTITY;
+  steps->low = -INFINITY, steps->high = INFINITY;
 }
 
 static int64_t bytes_written(const npumm_result *result) {
@@ -113,13 +118,12 @@ static int64_t bytes_written(const npumm_result *result) {
 }
 
 /* What is done to columns c to c + n of row r on their way into the result. */
-static npumm_steps steps_of(const npumm_result *result, int of_integers, int64_t r, int64_t c, int64_t n,
-                            const double *columns, npumm_widened *room) {
+static void steps_of(const npumm_result *result, int of_integers, int64_t r, int64_t c, int64_t n,
+                     const double *columns, npumm_widened *room, npumm_steps *steps) {
   const npumm_epilogue *epilogue = result->epilogue;
   const double row = (result->row_factor ? result->row_factor[r] : 1.0) * (epilogue ? epilogue->scale : 1.0);
-  npumm_steps steps = scaling(row, columns, of_integers);
-  if (epilogue) npumm_epilogue_steps(epilogue, result->row + r, result->column + c, n, room, &steps);
-  return steps;
+  scaling(row, columns, of_integers, steps);
+  if (epilogue) npumm_epilogue_steps(epilogue, result->row + r, result->column + c, n, room, steps);
 }
 
 static int overlaps(const float *one, const float *other, int64_t n) {
@@ -155,7 +159,8 @@ static void write_result(const npumm_result *result, int as_float, int64_t r, in
     return;
   }
   npumm_widened room;
-  const npumm_steps steps = steps_of(result, !as_float, r, c, n, columns, &room);
+  npumm_steps steps;
+  steps_of(result, !as_float, r, c, n, columns, &room, &steps);
   float values[NPUMM_BLOCK];
   float *finished = place_of(result, &steps, n, to, values);
   if (as_float) npumm_finish()->finish_float32(src, n, &steps, finished);
@@ -163,21 +168,34 @@ static void write_result(const npumm_result *result, int as_float, int64_t r, in
   if (finished == values) cast_result(result, values, n, to);
 }
 
-/* Rows of whole groups of integers that need no more than the steps: straight from C. */
-static void store_groups(const npumm_tiling *tiling, const void *src, int64_t r, int64_t rows, int64_t at, int64_t c,
-                         int64_t n, const double *columns, const npumm_result *result) {
+/* Rows of whole groups of integers that need no more than the steps: straight from C, of which `src` is the first group. */
+static void store_groups(const int32_t *src, int64_t next, int64_t r, int64_t rows, int64_t at, int64_t c, int64_t n,
+                         const double *columns, const npumm_result *result) {
   npumm_widened room[NPUMM_GROUP_ROWS];
   npumm_steps steps[NPUMM_GROUP_ROWS];
   float values[NPUMM_GROUP_ROWS][NPUMM_BLOCK], *finished[NPUMM_GROUP_ROWS];
   char *to = (char *)result->data + at * result->row_stride + c * bytes_written(result);
   for (int64_t i = 0; i < rows; i++) {
-    steps[i] = steps_of(result, 1, r + i, c, n, columns, &room[i]);
+    steps_of(result, 1, r + i, c, n, columns, &room[i], &steps[i]);
     finished[i] = place_of(result, &steps[i], n, to + i * result->row_stride, values[i]);
   }
-  npumm_finish()->finish_groups((const int32_t *)src + npumm_tiling_offset(tiling, r, c), tiling->tile_rows * 4, n / 4,
-                                (int)rows, steps, finished);
+  npumm_finish()->finish_groups(src, next, n / 4, (int)rows, steps, finished);
   for (int64_t i = 0; i < rows; i++) {
     if (finished[i] == values[i]) cast_result(result, values[i], n, to + i * result->row_stride);
+  }
+}
+
+/* Columns c to c + n of `count` rows from row `first` on in this way, tile by tile. */
+static void store_tiles(const npumm_tiling *tiling, const int32_t *src, int64_t first, int64_t count, int64_t c,
+                        int64_t n, const double *columns, const npumm_result *result) {
+  for (int64_t done = 0, in_tile; done < count; done += in_tile) {
+    const int64_t r = first + done, left = tiling->tile_rows - r % tiling->tile_rows;
+    const int32_t *from = src + npumm_tiling_offset(tiling, r, c);
+    in_tile = left < count - done ? left : count - done;
+    for (int64_t i = 0; i < in_tile; i += NPUMM_GROUP_ROWS) {
+      const int64_t rows = in_tile - i < NPUMM_GROUP_ROWS ? in_tile - i : NPUMM_GROUP_ROWS;
+      store_groups(from + 4 * i, tiling->tile_rows * 4, r + i, rows, done + i, c, n, columns, result);
+    }
   }
 }
 
@@ -231,8 +249,8 @@ static void store_piece(const npumm_tiling *tiling, const npumm_term *term, cons
   char *before = partial ? (char *)partial->data + r * partial->row_stride + c * 4 : NULL;
   if (!is_float(term->type)) complete(tiling, term, src, rows, r, c, n, sums);
   if (as_float) {
-    const npumm_steps steps =
-        scaling(term->row_factor ? term->row_factor[r] : 1.0, scales->of_term, !is_float(term->type));
+    npumm_steps steps;
+    scaling(term->row_factor ? term->row_factor[r] : 1.0, scales->of_term, !is_float(term->type), &steps);
     if (!is_float(term->type)) npumm_finish()->finish_int32(sums->integers, n, &steps, sums->floats);
     else if (steps.columns) npumm_finish()->finish_float32(sums->floats, n, &steps, sums->floats);
   }
@@ -267,15 +285,14 @@ int npumm_store_rows(const npumm_tiling *tiling, const npumm_term *term, const v
   for (int64_t c = 0; c < tiling->cols; c += NPUMM_BLOCK) {
     const int64_t n = tiling->cols - c < NPUMM_BLOCK ? tiling->cols - c : NPUMM_BLOCK;
     widen_scales(term, result, c, n, &scales);
+    if (direct && n % 4 == 0) {
+      store_tiles(tiling, src, first, count, c, n, scales.of_result, result);
+      continue;
+    }
     for (int64_t r = first, at_once; r < first + count; r += at_once) {
       at_once = tiling->tile_rows - r % tiling->tile_rows;
       if (at_once > ROWS_AT_ONCE) at_once = ROWS_AT_ONCE;
-      if (direct && at_once > NPUMM_GROUP_ROWS) at_once = NPUMM_GROUP_ROWS;
       if (at_once > first + count - r) at_once = first + count - r;
-      if (direct && n % 4 == 0) {
-        store_groups(tiling, src, r, at_once, r - first, c, n, scales.of_result, result);
-        continue;
-      }
       gather(tiling, term->type, src, r, at_once, c, n, sums);
       for (int64_t i = 0; i < at_once; i++) {
         store_piece(tiling, term, src, rows, r + i, r + i - first, c, n, as_float, partial, result, &scales, &sums[i]);

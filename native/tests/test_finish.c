@@ -140,15 +140,20 @@ static void one_length(const npumm_finish_kernels *k, const npumm_finish_kernels
     CHECK(same_floats(one, two, n), "finish_float32 %d in its place, n %d", what, (int)n);
   }
   npumm_steps steps[NPUMM_GROUP_ROWS];
-  for (int rows = 1; n >= 16 && rows <= NPUMM_GROUP_ROWS; rows++) { /* one group of each row */
-    float *to_one[NPUMM_GROUP_ROWS], *to_two[NPUMM_GROUP_ROWS];
-    for (int i = 0; i < rows; i++) {
-      steps[i] = (npumm_steps){.row = 0.37 + i, .columns = columns, .low = -INFINITY, .high = INFINITY};
-      steps[i].bias = wild ? other : NULL;
-      to_one[i] = one + 4 * i, to_two[i] = two + 4 * i;
+  for (int rows = 1; n >= 16 && rows <= NPUMM_GROUP_ROWS; rows++) {
+    for (int what = 0; what < 6; what++) { /* as many groups as there are, side by side or a line apart */
+      const int next = what % 2 ? 16 : 4 * rows, groups = (int)n / next;
+      float *to_one[NPUMM_GROUP_ROWS], *to_two[NPUMM_GROUP_ROWS];
+      for (int i = 0; i < rows; i++) {
+        steps[i] = (npumm_steps){.row = 0.37 + i, .columns = columns, .low = -INFINITY, .high = INFINITY};
+        if (what > 1) steps[i].bias = other;
+        if (what > 3) steps[i].factor = other, steps[i].summand = x, steps[i].function = (npumm_function)(i % 2);
+        to_one[i] = one + 4 * groups * i, to_two[i] = two + 4 * groups * i;
+      }
+      k->finish_groups(whole, next, groups, rows, steps, to_one),
+          r->finish_groups(whole, next, groups, rows, steps, to_two);
+      CHECK(same_floats(one, two, (int64_t)4 * groups * rows), "finish_groups %d, %d rows, n %d", what, rows, (int)n);
     }
-    k->finish_groups(whole, 16, 1, rows, steps, to_one), r->finish_groups(whole, 16, 1, rows, steps, to_two);
-    CHECK(same_floats(one, two, 4 * rows), "finish_groups, %d rows", rows);
   }
   memcpy(one, x, bytes), memcpy(two, x, bytes);
   k->add(one, other, n), r->add(two, other, n);
@@ -172,7 +177,8 @@ static void instruction_sets_agree(void) {
     for (int64_t n = 0; n < 80; n++) {
       one_length(npumm_finish(), &npumm_finish_base, n, wild);
 #if defined(__x86_64__)
-      if (__builtin_cpu_supports("avx2")) one_length(&npumm_finish_avx2, &npumm_finish_base, n, wild);
+      if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        one_length(&npumm_finish_avx2, &npumm_finish_base, n, wild);
 #endif
     }
   }

@@ -164,7 +164,10 @@ class PlacedEpilogue:
     reads_out : bool
         Whether an operand is `out` itself.
     lasts : bool
-        Whether it serves other results as well, since it reads nothing but a bias, where that stands.
+        Whether it serves other results as well that share no memory with `bias`, since it reads nothing but that, where
+        it stands.
+    bias : ndarray or None
+        As the kernels read it.
 
     Raises
     ------
@@ -176,23 +179,29 @@ class PlacedEpilogue:
         self.reads_out = False
         self.given = epilogue, bias
         bias = epilogue.bias if bias is None else bias
-        self.lasts = fresh and epilogue.multiply is None and epilogue.residual is None
+        self.lasts = epilogue.multiply is None and epilogue.residual is None
         self.struct = struct = EpilogueStruct(epilogue.scale, None, FUNCTIONS[epilogue.activation])
         struct.low, struct.high = _NO_LIMITS if epilogue.clip is None else epilogue.clip
-        self._operands = operands = [bias]  # what stands in the struct as a bare address
         if bias is not None:
-            usual = fresh and type(bias) is np.ndarray and bias.dtype == _F32 and bias.flags.c_contiguous
-            if not usual or bias.shape != out.shape[1:]:
-                operands[0] = bias = self._bias(bias, out)
+            usual = type(bias) is np.ndarray and bias.dtype == _F32 and bias.flags.c_contiguous
+            if not usual or bias.shape != out.shape[1:] or (not fresh and np.may_share_memory(bias, out)):
+                bias = self._bias(bias, out)
                 self.lasts = False
             struct.bias = address_of(bias)
+        self.bias = bias
+        self._matrices: list[NDArray[Any]] = []  # what stands in the struct as a bare address
         for name in ("multiply", "residual"):
             matrix: Any = getattr(epilogue, name)
             if matrix is not None:
-                usual = fresh and type(matrix) is np.ndarray and matrix.dtype in ELEMENTS
-                if not usual or matrix.shape != out.shape or not (matrix.flags.c_contiguous and matrix.flags.aligned):
+                usual = type(matrix) is np.ndarray and matrix.dtype in ELEMENTS and matrix.shape == out.shape
+                if not (
+                    usual
+                    and matrix.flags.c_contiguous
+                    and matrix.flags.aligned
+                    and (fresh or not np.may_share_memory(matrix, out))
+                ):
                     matrix = self._matrix(name, matrix, out)
-                operands.append(matrix)
+                self._matrices.append(matrix)
                 setattr(struct, name, Matrix(address_of(matrix), matrix.strides[0], ELEMENTS[matrix.dtype]))
         self.pointer = C.pointer(struct)
 

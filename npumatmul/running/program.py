@@ -125,11 +125,17 @@ class Program(Runs):
             if not self._floats:
                 raise TypeError(f"execute: {self._dtype} results have no epilogue")
             after, epilogue = self._last, epilogue or _NOTHING
-            if after is None or not fresh or after.given[0] is not epilogue or after.given[1] is not bias:
+            if (
+                after is None
+                or after.given[0] is not epilogue
+                or after.given[1] is not bias
+                or not (fresh or after.bias is None or not np.may_share_memory(after.bias, out))
+            ):
                 after = PlacedEpilogue(epilogue, out, bias, fresh=fresh)
                 self._last = after if after.lasts else None
         call: Call | None = None
-        usual = fresh and type(a) is np.ndarray and a.flags.c_contiguous and (after is None or after.lasts)
+        stands = type(a) is np.ndarray and a.flags.c_contiguous and (fresh or out.flags.c_contiguous)
+        usual = stands and (after is None or after.lasts)
         if not usual:
             call = self._call(a)
             call.out, call.out_row_stride = address_of(out), out.strides[0]
