@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -79,6 +81,17 @@ def row_of(line: Line, figure: Figure | str) -> tuple[str, ...]:
 HEAD = ("subject", "what", "beside", "value", "target", "time", "instructions", "")
 
 
+def number_of_seconds(text: str) -> float:
+    """What `--seconds` takes."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time to measure for; --quick measures nothing")
+    return seconds
+
+
 def form_of(lines: list[Line]) -> str:
     """A format of rows: each is printed as soon as it is measured."""
     names = [("subject", "what", "beside"), *((line.subject, line.what, line.measure) for line in lines)]
@@ -102,11 +115,16 @@ def stored(path: Path) -> dict[str, Any]:
     """Read a run that `--store` wrote."""
     try:
         run = json.loads(path.read_text())
-        if {"machine", "lines"} <= run.keys():
-            return dict(run)
-        raise ValueError("it has no machine and lines")
-    except (OSError, ValueError, AttributeError) as error:
-        raise SystemExit(f"{path} is no run that --store wrote: {error}") from error
+        if not {"machine", "lines"} <= run.keys():
+            raise ValueError("it has no machine and lines")
+        heading(run["machine"])
+        for line in run["lines"].values():
+            float(line["value"]), line["target"]
+        return dict(run)
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise SystemExit(f"{path} is no run that --store wrote: {error!r}") from error
 
 
 def compared(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -127,12 +145,28 @@ def compared(before: dict[str, Any], now: dict[str, Any]) -> str:
     return table(rows + gone, right=(2, 3, 4))
 
 
+def wanted(name: str, only: list[str]) -> bool:
+    """Whether a line is among those that `--only` asks for."""
+    return not only or any(part in name for part in only)
+
+
+def subjects() -> list[str]:
+    """What lines are about, in their order."""
+    return list(dict.fromkeys(each.subject for each in all_lines()))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", action="append", default=[], help="lines whose name holds this; may be repeated")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TEXT",
+        help="lines whose subject, work and reference hold this text; repeated, those that hold any of them",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="each line once: that it runs")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="how long a line is timed (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=number_of_seconds, default=SECONDS,
+        help="how long a line is timed, though seven rounds at least (%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--instructions", action="store_true", help="count instructions by callgrind, too: half a minute a line"
     )
@@ -143,34 +177,55 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--compare takes one stored run, or two")
     if asked.compare and asked.quick:
         parser.error("--quick measures nothing that could be compared")
+    if asked.store and (asked.quick or len(asked.compare or ()) == 2):
+        parser.error(
+            f"nothing is measured with {'--quick' if asked.quick else 'two runs'}: there is nothing to --store"
+        )
+    if asked.store and not (asked.store.parent.is_dir() and os.access(asked.store.parent, os.W_OK)):
+        parser.error(f"--store {asked.store}: {asked.store.parent} is no folder that can be written to")
+    if asked.store and asked.store.is_dir():
+        parser.error(f"--store {asked.store} is a folder")
     before = [stored(path) for path in asked.compare or ()]
     if len(before) == 2:
+        for each in before:
+            each["lines"] = {name: line for name, line in each["lines"].items() if wanted(name, asked.only)}
+        if not any(each["lines"] for each in before):
+            parser.error(f"neither run has a line whose name holds any of {asked.only}")
+        for when, each in zip(("before", "now"), before, strict=True):
+            print(f"{when}: {heading(each['machine'])}")
         print(compared(*before))
         return 0
 
-    lines = [each for each in all_lines() if not asked.only or any(part in each.name for part in asked.only)]
+    lines = [each for each in all_lines() if wanted(each.name, asked.only)]
     if before and not asked.only:
         lines = [each for each in lines if each.name in before[0]["lines"]]
     if asked.quick:
         lines = [each for each in lines if not each.long]
     if not lines:
-        parser.error(f"no line's name holds any of {asked.only}")
+        asked_for = f"whose name holds any of {asked.only}" if asked.only else f"of {asked.compare[0]}"
+        parser.error(f"there is no line {asked_for}; subjects are {', '.join(subjects())}")
     seconds = 0.0 if asked.quick else asked.seconds
     machine = describe({} if asked.quick else machine_speeds(seconds))
     print(heading(machine))
     print("value: speed beside the reference's, or time where the target is an upper bound; the CPU simulates products")
     form, figures = form_of(lines), {}
     print(form.format(*HEAD).rstrip())
-    for each, figure in run(lines, seconds, asked.instructions):
-        print(form.format(*row_of(each, figure)).rstrip(), flush=True)
-        if isinstance(figure, Figure) and not math.isnan(figure.value):
-            figures[each.name] = {**asdict(figure), "target": each.target}
+    interrupted = False
+    try:
+        for each, figure in run(lines, seconds, asked.instructions):
+            print(form.format(*row_of(each, figure)).rstrip(), flush=True)
+            if isinstance(figure, Figure) and not math.isnan(figure.value):
+                figures[each.name] = {**asdict(figure), "target": each.target}
+    except KeyboardInterrupt:
+        print(f"interrupted: {len(figures)} of {len(lines)} lines were measured", file=sys.stderr)
+        interrupted = True
     now = {"machine": machine, "lines": figures}
     if asked.store:
         asked.store.write_text(json.dumps(now, indent=1) + "\n")
     if before:
+        print(f"before: {heading(before[0]['machine'])}")
         print(compared(before[0], now))
-    return 0
+    return 130 if interrupted else 0
 
 
 if __name__ == "__main__":

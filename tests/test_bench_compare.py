@@ -181,6 +181,11 @@ def test_what_nobody_should_compare_is_refused() -> None:
         compare(run(noisy(1), machine=on_board), run(noisy(2)))
     with pytest.raises(ValueError, match="the first run is of rk3588, the second of rk3576"):
         compare(run(noisy(1)), run(noisy(2), machine=replace(MACHINE, chip="rk3576")))
+    idle = replace(MACHINE, simulated_runs="runs compute nothing")
+    with pytest.raises(
+        ValueError, match="CPU simulation of rk3588; the second on: CPU simulation of rk3588, runs comp"
+    ):
+        compare(run(noisy(1)), run(noisy(2), machine=idle))
     assert verdicts(run(noisy(1)), run(noisy(2), machine=on_board), across=True) == ["SAME"]
     with pytest.raises(ValueError, match="threshold is -1"):
         compare(run(noisy(1)), run(noisy(2)), threshold=-1)

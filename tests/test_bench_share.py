@@ -80,7 +80,10 @@ def test_no_name_of_a_field_is_sent_that_is_not_known(name: str) -> None:
             assert "4711" not in text
 
 
-@given(st.text(min_size=3, max_size=20), st.sampled_from(["kernel", "cpu", "device", "chip", "host_kernels"]))
+@given(
+    st.text(min_size=3, max_size=20),
+    st.sampled_from(["kernel", "cpu", "device", "chip", "host_kernels", "simulated_runs"]),
+)
 def test_texts_are_known_or_not_there(text: str, place: str) -> None:
     changed: Any = {place: text}
     kept = getattr(share([replace(RECORD, machine=replace(MACHINE, **changed))]).runs[0].machine, place)
@@ -123,6 +126,15 @@ def test_nothing_that_benchmarks_say_is_withheld(what: str, options: dict[str, A
     assert shared.runs[0].to_json_lines().splitlines()[1:] == record.to_json_lines().splitlines()[1:]
     assert shared.runs[0].settings == record.settings
     assert {place for place in shared.withheld if not place.startswith("machine")} == set()
+
+
+@pytest.mark.parametrize(("timing", "compute"), [("realtime", "on"), ("off", "off"), ("realtime", "off")])
+def test_what_the_simulator_was_told_to_do_is_sent(timing: str, compute: str) -> None:
+    with npu.Device("sim:rk3588") as device, npu.sim.configured(device, timing=timing, compute=compute):
+        machine = bench.describe_machine(device)
+    told = share([replace(RECORD, machine=machine)]).runs[0].machine
+    assert told.simulated_runs == machine.simulated_runs != ""
+    assert told.timed_on == f"CPU simulation of rk3588, {machine.simulated_runs}"
 
 
 def test_systems_of_boards_are_told() -> None:

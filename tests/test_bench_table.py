@@ -19,6 +19,9 @@ from targets import lines as registry  # noqa: E402
 from targets.lines import Count, Turns, UnavailableError, line  # noqa: E402
 from targets.measuring import measure  # noqa: E402
 
+MACHINE = {"cpu": "A CPU", "cpus": 2, "host_kernels": "avx2", "timed_on": "CPU simulation of rk3588", "python": "3",
+           "numpy": "2", "npumatmul": "0.1.0", "time": "2026", "speeds": {"memcpy": 10.0}}  # fmt: skip
+
 
 @contextmanager
 def no_other_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[registry.Line]]:
@@ -119,10 +122,35 @@ def test_stored_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
     }
     for path, values in ((before, old), (after, new)):
         of = {name: {"value": value, "target": target} for name, (value, target) in values.items()}
-        path.write_text(json.dumps({"machine": {}, "lines": of}))
-    assert table.main(["--compare", str(before), str(after)]) == 0
-    said = {text.split(" / ")[0]: text.split()[-1] for text in capsys.readouterr().out.splitlines() if " / " in text}
-    assert said == {"a: speed": "better", "a: time": "worse", "a: same": "+1%", "a: new": "new", "a: gone": "gone"}
+        path.write_text(json.dumps({"machine": MACHINE | {"time": path.stem}, "lines": of}))
+
+    def said(*options: str) -> dict[str, str]:
+        assert table.main(["--compare", str(before), str(after), *options]) == 0
+        out = capsys.readouterr().out
+        for run in ("before: A CPU, 2 processors", "now: A CPU, 2 processors", "0.1.0, before", "0.1.0, after"):
+            assert run in out
+        return {text.split(" / ")[0]: text.split()[-1] for text in out.splitlines() if " / " in text}
+
+    every = {"a: speed": "better", "a: time": "worse", "a: same": "+1%", "a: new": "new", "a: gone": "gone"}
+    assert said() == every
+    assert said("--only", "time", "--only", "new") == {name: every[name] for name in ("a: time", "a: new")}
+
+
+def test_an_interrupted_run_keeps_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.json"
+    with no_other_lines(monkeypatch):
+
+        @line("work {}", "another", over=[(1,), (2,)], least=1.0)
+        def counted(number: int) -> Iterator[Count]:
+            if number == 2:
+                raise KeyboardInterrupt
+            yield Count(3.0)
+
+        assert table.main(["--seconds", "0.01", "--store", str(path)]) == 130
+    assert len(json.loads(path.read_text())["lines"]) == 1
+    assert "1 of 2 lines" in capsys.readouterr().err
 
 
 def test_a_run_is_stored_with_where_it_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,9 +171,17 @@ def test_the_command_says_what_it_cannot_do(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text("[]")
     for given, says in (
-        (["--only", "no such line"], "no line's name holds any of"),
+        (
+            ["--only", "no such line"],
+            "there is no line whose name holds any of ['no such line']; subjects are chains, ",
+        ),
         (["--compare", str(wrong)], "no run that --store wrote"),
-        (["--compare", str(tmp_path / "absent.json")], "no run that --store wrote"),
+        (["--compare", str(tmp_path / "absent.json")], "absent.json cannot be read: No such file"),
+        (["--seconds", "0"], "0 is no time to measure for"),
+        (["--seconds", "soon"], "soon is no time to measure for"),
+        (["--quick", "--store", str(wrong)], "there is nothing to --store"),
+        (["--store", str(tmp_path / "absent" / "run.json")], "is no folder that can be written to"),
+        (["--store", str(tmp_path)], "is a folder"),
     ):
         done = subprocess.run([sys.executable, BENCH / "table.py", *given], capture_output=True, text=True, timeout=100)
         assert done.returncode

@@ -228,6 +228,15 @@ def test_here_a_product_is_tried() -> None:
     assert "products" not in command("--no-run").stdout
 
 
+def test_a_simulator_that_is_told_to_compute_nothing_is_no_faulty_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPUMATMUL_SIM_COMPUTE", "off")
+    idle = command()
+    assert "WARNING  simulator: runs compute nothing" in idle.stdout
+    assert "driver may be" not in idle.stdout
+    assert "ERROR" not in idle.stdout
+    assert "products: right" not in idle.stdout
+
+
 @pytest.mark.parametrize("kind", ["fifo", "endless", "folder", "loop"])
 def test_files_that_are_none_are_passed_over(tmp_path: Path, kind: str) -> None:
     """Whatever stands where the doctor reads: it neither waits nor reads for ever."""

@@ -15,10 +15,12 @@ import pytest
 
 import npumatmul as npu
 from npumatmul import nn
+from npumatmul.chips.timing import TIMINGS
+from npumatmul.chips.types import ElementType
 from npumatmul.host.profiling import EVENT, Span
 from npumatmul.llm import Decoder, DecoderConfig
 from npumatmul.llm.models import recorded
-from npumatmul.running.times import Times
+from npumatmul.running.times import Times, nanoseconds_covered
 
 RNG = np.random.default_rng(18)
 X = RNG.standard_normal((150, 96)).astype(np.float32)
@@ -147,6 +149,8 @@ def test_a_profile_that_is_dropped_is_over() -> None:
 def test_what_is_not_kept_is_counted(device: npu.Device) -> None:
     with pytest.raises(ValueError, match="most is 0"):
         npu.profile(most=0)
+    with pytest.raises(TypeError, match=r"most is 1\.5"):
+        npu.profile(most=1.5)  # type: ignore[arg-type]
     with npu.pack(W, "w8a8", device=device) as weight:
         npu.matmul(X, weight)
         with npu.profile() as whole:
@@ -175,7 +179,7 @@ def test_tables_json_and_traces(device: npu.Device, tmp_path: Path) -> None:
     table = p.table()
     assert all(len(line) <= 80 for line in table.splitlines())
     assert "150x96x320 w8a8" in table
-    assert "the NPU is simulated" in table
+    assert "the NPU is simulated, so its runs take the CPU's time" in table
     figures = json.loads(p.to_json())
     assert figures["simulated"] is True
     assert figures["lost"] == 0
@@ -265,6 +269,56 @@ def test_threads_at_once_share_what_goes_by() -> None:
     times = Times.of(given, 0, 100)
     assert times.each.tolist() == [0, 25, 0, 25, 0]
     assert (times.executor, times.outside) == (10 + 5 + 5, 10 + 10 + 10)
+
+
+def test_rates_are_over_the_time_in_which_a_thread_was_at_it() -> None:
+    # the run of 30 ns gets half of the 10 ns in which rows are packed, and multiplied all the same for 30
+    given = events(
+        (Span.RUN, 40, 50), (Span.RUN, 10, 40), (Span.PACK_A, 30, 45), (Span.RUN, 45, 60), (Span.RUN, 80, 90)
+    )
+    assert nanoseconds_covered(given[given["kind"] == Span.RUN]) == 50 + 10
+    assert nanoseconds_covered(given) == 50 + 10
+    assert nanoseconds_covered(given[:0]) == 0
+    within = events((Span.RUN, 0, 100), (Span.RUN, 10, 20), (Span.RUN, 90, 95))
+    assert nanoseconds_covered(within) == 100
+
+
+def test_an_npu_is_never_said_to_be_faster_than_it_is() -> None:
+    """Runs that last as long as modelled, beside another thread's packing: no rate is above the modelled one."""
+    x, w = RNG.standard_normal((1024, 512)).astype(np.float32), RNG.standard_normal((512, 512)).astype(np.float32)
+    with (
+        npu.Device("sim:rk3566") as device,
+        npu.pack(w, "w8a8", device=device) as weight,
+        npu.Matmul(x, weight) as product,
+        npu.sim.configured(device, timing="realtime", compute="off"),
+    ):
+        assert "by 2 threads in turns" in str(product.plan())
+        product.execute()
+        with npu.profile() as p:
+            product.execute()
+    (run,) = (each for each in p.steps if each.macs)
+    assert run.name == "run (modelled time)"
+    assert run.seconds <= run.busy_seconds <= p.seconds
+    assert run.gops == pytest.approx(p.products[0].gops)
+    assert run.gops <= 2e-9 * TIMINGS["rk3566"].peak[ElementType.INT8]  # since no run is shorter
+    assert "its runs take as long as modelled and compute nothing" in p.table()
+    assert json.loads(p.to_json())["simulated_runs"] == "runs take as long as modelled and compute nothing"
+
+
+def test_what_settings_make_of_runs_is_said_of_them_alone(device: npu.Device) -> None:
+    assert device.simulated_runs == ""
+    with npu.pack(W, "w8a8", device=device) as weight, npu.sim.configured(device, timing="model", compute="off"):
+        assert device.simulated_runs == "runs compute nothing"
+        with npu.profile() as p:
+            npu.matmul(X, weight)
+        with npu.sim.configured(device, compute="on"), npu.profile() as computed:
+            npu.matmul(X, weight)
+        with npu.profile() as on_cpu:
+            npu.matmul(X, weight.on("cpu"))
+    assert "run (nothing computed)" in p.table()
+    assert "compute" not in on_cpu.table()
+    assert "run (simulated by the CPU)" in computed.table()
+    assert json.loads(on_cpu.to_json())["simulated_runs"] == ""
 
 
 def test_no_events_are_all_outside() -> None:

@@ -211,6 +211,11 @@ def _check_alike(a: Machine, b: Machine) -> None:
             f"compare: the {simulated} run was timed on a CPU that simulates, the {measured} one on an NPU; their "
             "times have nothing to do with each other (--across compares them all the same)"
         )
+    if a.simulated_runs != b.simulated_runs:
+        raise ValueError(
+            f"compare: the first run was timed on: {a.timed_on}; the second on: {b.timed_on} (--across compares them "
+            "all the same)"
+        )
     if a.chip != b.chip:
         raise ValueError(
             f"compare: the first run is of {a.chip}, the second of {b.chip} (--across compares them all the same)"

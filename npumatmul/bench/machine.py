@@ -58,6 +58,7 @@ def describe_machine(device: Device) -> Machine:
         governors=governors(),
         temperatures=temperatures(),
         load=os.getloadavg(),
+        simulated_runs=device.simulated_runs,
     )
 
 

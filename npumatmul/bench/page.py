@@ -125,8 +125,9 @@ def _note(record: Record) -> str:
     if not machine.simulated:
         text = f"Times were measured on the NPU of {machine.chip}. What is called modelled was not measured."
         return f'<p class="note measured">{escape(text)}</p>\n'
+    runs = f" ({machine.simulated_runs})" if machine.simulated_runs else ""
     text = (
-        f"Times were measured on a CPU that simulates {machine.chip}: they show what the host's side costs, and "
+        f"Times were measured on a CPU that simulates {machine.chip}{runs}: they show what the host's side costs, and "
         "nothing about a chip. What is called modelled is of the chip, and was not measured."
     )
     return f'<p class="note">{escape(text)}</p>\n'

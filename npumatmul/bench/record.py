@@ -43,6 +43,8 @@ class Machine:
         Device string.
     simulated : bool
         Whether times are those of a CPU that simulates the chip.
+    simulated_runs : str
+        What its runs did other than to compute as fast as the CPU could; empty where they did just that.
     chip : str
     npu_cores : int
     runtime, driver : str
@@ -89,11 +91,13 @@ class Machine:
     governors: Mapping[str, str] = field(default_factory=dict)
     temperatures: Mapping[str, float] = field(default_factory=dict)
     load: Sequence[float] = ()
+    simulated_runs: str = ""
 
     @property
     def timed_on(self) -> str:
         """What everything that is printed or drawn says about its times."""
-        return f"{'CPU simulation' if self.simulated else 'NPU'} of {self.chip}"
+        remark = f", {self.simulated_runs}" if self.simulated_runs else ""
+        return f"{'CPU simulation' if self.simulated else 'NPU'} of {self.chip}{remark}"
 
     def flat(self) -> dict[str, Value]:
         """Every fact under a name of its own, for a line of a table."""
@@ -332,6 +336,8 @@ def _machine(found: Any) -> Machine:
     missing = [name for name in checks if name not in found]
     if missing:
         raise ValueError(f"machine.{missing[0]} is missing")
+    if "simulated_runs" in found:
+        checks["simulated_runs"] = _text
     return Machine(**{name: check(found[name], f"machine.{name}") for name, check in checks.items()})
 
 

@@ -235,7 +235,7 @@ def _machine(machine: Machine, withheld: _Withheld) -> Machine:
     }
     for name in ("runtime", "driver", "npumatmul", "python", "numpy", "kernel"):
         facts[name] = version(facts[name], name)
-    for name in ("host_kernels", "cpu", "machine"):
+    for name in ("host_kernels", "cpu", "machine", "simulated_runs"):
         facts[name] = text(facts[name], name)
     return Machine(**facts)
 

@@ -13,19 +13,19 @@ __all__ = ["WORDS"]
 #: What benchmarks, their fields, options and remarks are made of.
 _BENCHMARKS = """
 a above ac ac_native add all alone an and anew as async at b b_native bandwidth batch batches below best beyond bias
-bind both buffer by byte bytes c cache call calls case cases changed check checked clear cold columns context contexts
-copied copy core cores cpu create ctypes default degrees demo depth depths destroy device devices down drift driver
-dtype each else empty end execute executor fast faster fell fewer first fixed flush for free from full function
+bind both buffer by byte bytes c cache call calls case cases changed check checked clear cold columns compute context
+contexts copied copy core cores cpu create ctypes default degrees demo depth depths destroy device devices down drift
+driver dtype each else empty end execute executor fast faster fell fewer first fixed flush for free from full function
 functions gb gbps generated gops groups has heat high host idle in into io is it its k kernel kib layout layouts least
-less limit linear list llm load low m main mask masks matmul mb me mean measured median mem memory mib min minus mode
-model modelled models more most ms n native needs neither new no none norm normal not now npu npuarray numpy of off
-offset on once one only ops or order other out over overhead own pack packed pad padded padding parameters per percent
-plus plus_minus precision product products prompt prompts python r random rate read reads refused repetitions result
-results rounds row rows run runs s same sample samples scale scaled scales scheme schemes second seconds seed set
-set_io_mem shape shapes share short silu size sizes slow slowed slower slows small speedup square stay step steps
-store strict sync synchronise t takes test tests than that the them this threads throttle throttled throttling time
-timed times to together token tokens total type types unpack unpacked up us v values vector w warm warmup was weight
-weights went when while with within without x y
+less limit linear list llm load long low m main mask masks matmul mb me mean measured median mem memory mib min minus
+mode model modelled models more most ms n native needs neither new no none norm normal not nothing now npu npuarray
+numpy of off offset on once one only ops or order other out over overhead own pack packed pad padded padding
+parameters per percent plus plus_minus precision product products prompt prompts python r random rate read reads
+refused repetitions result results rounds row rows run runs s same sample samples scale scaled scales scheme schemes
+second seconds seed set set_io_mem shape shapes share short silu size sizes slow slowed slower slows small speedup
+square stay step steps store strict sync synchronise t take takes test tests than that the them this threads throttle
+throttled throttling time timed times to together token tokens total type types unpack unpacked up us v values vector
+w warm warmup was weight weights went when while with within without x y
 """
 _SYSTEMS = """
 64 aarch64 amd arm armv7l armv8l auto avx2 avx512 bf16 bigcore bigcore0 bigcore1 bigcore2 center conservative core(tm)

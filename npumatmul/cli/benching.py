@@ -55,12 +55,17 @@ def run(benchmark: Benchmark, device: str | None, outputs: Outputs, sources: Seq
 
 
 def _as_llama_bench(rows: Sequence[Row], machine: Machine) -> list[str]:
-    return [*llama_bench_table(rows, f"{machine.chip} simulated" if machine.simulated else machine.chip), ""]
+    where = f"{machine.chip} simulated" if machine.simulated else machine.chip
+    if machine.simulated_runs:
+        where += f", {machine.simulated_runs}"
+    return [*llama_bench_table(rows, where), ""]
 
 
 def _as_go(rows: Sequence[Row], machine: Machine) -> list[str]:
     """Lines that tools of Go read, and which batch is best."""
     where = f"on the CPU that simulates {machine.chip}" if machine.simulated else f"on {machine.chip}"
+    if machine.simulated_runs:
+        where += f" ({machine.simulated_runs})"
     best, modelled = best_batch(rows), best_batch(rows, "modelled_ms_per_row")
     largest = max((int(row.case["m"] or 0) for row in rows), default=0)
     lines = [*go_lines(rows), f"best batch, measured {where}: {_best(best, largest)}"]

@@ -219,6 +219,7 @@ def _as_dict(
         "device": device.name,
         "chip": device.chip.soc,
         "simulated": device.simulated,
+        **({"simulated_runs": device.simulated_runs} if device.simulated_runs else {}),
         "runtime": device.api_version,
         "run_calls": now.run_calls - before.run_calls,
         "contexts": now.contexts,
@@ -249,6 +250,8 @@ def _expert_rows(experts: Residency | None) -> list[tuple[str, str]]:
 def _table(device: Device, before: DeviceStats, model: Model, generation: Generation, request: Request) -> Table:
     stats, now = generation.stats, device.stats()
     where = f"CPU simulation of {device.chip.soc}" if device.simulated else f"NPU of {device.chip.soc}"
+    if device.simulated_runs:
+        where += f", {device.simulated_runs}"
     share = _share(device, before, model, generation)
     speed_note = " (CPU simulation)" if device.simulated else ""
     table = Table(title="npumatmul", show_header=False, title_justify="left")

@@ -21,6 +21,7 @@ def show(device_name: str | None, as_json: bool) -> None:
             "npumatmul": npumatmul.__version__,
             "device": device.name,
             "simulated": device.simulated,
+            **({"simulated_runs": device.simulated_runs} if device.simulated_runs else {}),
             "chip": device.chip.soc,
             "npu_cores": device.chip.cores,
             "library": str(device.runtime.path),

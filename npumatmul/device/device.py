@@ -27,7 +27,7 @@ from npumatmul.device.spec import ContextSpec
 from npumatmul.files.uncopied import Uncopied
 from npumatmul.host.executor import Report
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
-from npumatmul.rknn.simulator import check_environment
+from npumatmul.rknn.simulator import Simulator, check_environment
 
 __all__ = ["Device", "DeviceStats", "open_devices"]
 
@@ -192,6 +192,11 @@ class Device(Uncopied):
     def usable(self) -> bool:
         """Whether it is open, and was opened by this process."""
         return not (self.closed or self.session.closed or self.session.inherited)
+
+    @property
+    def simulated_runs(self) -> str:
+        """What simulated runs do by settings other than to compute as fast as this CPU can, in words; mostly empty."""
+        return Simulator(self.runtime).runs() if self.simulated else ""
 
     def check_usable(self) -> None:
         """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process."""

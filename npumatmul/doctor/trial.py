@@ -50,20 +50,26 @@ def check_products(machine: Machine) -> Iterator[Finding]:
     try:
         with Device() as device:
             wrong = [name for name, a, b, bound in _cases() if not _is_right(device, a, b, bound)]
-            where = f"{device.name}, runtime {device.api_version}"
+            where, runs = f"{device.name}, runtime {device.api_version}", device.simulated_runs
     except NpuError as error:
         yield Finding(
             Level.ERROR, "products", f"a product cannot be computed: {error}", "Nothing can be multiplied.",
             "npumatmul info says what was looked for where",
         )  # fmt: skip
         return
-    if wrong:
+    if runs:
+        yield Finding(
+            Level.WARNING, "simulator", f"{runs}: NPUMATMUL_SIM_TIMING or NPUMATMUL_SIM_COMPUTE is set",
+            "Times are those of no CPU and of no chip, and results are wrong where nothing is computed.",
+            "unset NPUMATMUL_SIM_TIMING NPUMATMUL_SIM_COMPUTE, unless that is what you measure",
+        )  # fmt: skip
+    if wrong and "compute nothing" not in runs:
         yield Finding(
             Level.ERROR, "products", f"wrong results on {where}: {', '.join(wrong)}",
             "Results that change from run to run may be the driver's fault (facts 11.2).",
             "update driver and runtime; npumatmul probe says what this board does",
         )  # fmt: skip
-    else:
+    elif not wrong:
         yield Finding(Level.OK, "products", f"right on {where}")
 
 

@@ -217,6 +217,15 @@ class Simulator:
                 return os.fsdecode(buffer.value)
             length = wanted
 
+    def runs(self) -> str:
+        """What runs do other than to compute as fast as this CPU can; empty where they do just that."""
+        does = []
+        if self.setting(f"{VARIABLE_PREFIX}TIMING") == "realtime":
+            does.append("take as long as modelled")
+        if self.setting(f"{VARIABLE_PREFIX}COMPUTE") == "off":
+            does.append("compute nothing")
+        return f"runs {' and '.join(does)}" if does else ""
+
     def run_seconds(self, soc: str, mm_type: int, m: int, k: int, n: int, cores: int, ac_native: bool) -> float:
         """Modelled seconds of a run by the constants in force, -1 for what cannot be.
 

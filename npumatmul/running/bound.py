@@ -155,8 +155,8 @@ class BoundProgram:
     def _told_as(self, weight: StoredWeight, *, on_cpu: bool = False) -> int:
         """The number by which profiles know it from now on."""
         plan, scheme = self.plan, weight.scheme or weight.plan.mm_type.name
-        simulated = weight.device.simulated and not on_cpu
-        about = Multiplied(weight.name, scheme, plan.m, plan.weight.k, plan.weight.n, on_cpu, simulated)
+        simulator = weight.device.runtime if weight.device.simulated and not on_cpu else None
+        about = Multiplied(weight.name, scheme, plan.m, plan.weight.k, plan.weight.n, on_cpu, simulator)
         self._about = about  # which lives as long
         return profiled.number(about)
 

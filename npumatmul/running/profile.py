@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from npumatmul.files.writing import replacing
 from npumatmul.host import profiling
 from npumatmul.host.profiling import EVENT, Span
+from npumatmul.rknn.simulator import Simulator
 from npumatmul.running import profiled
 from npumatmul.running.profiled import Multiplied
-from npumatmul.running.times import Times, is_step
+from npumatmul.running.times import Times, is_step, nanoseconds_covered
 
 __all__ = ["ProductTime", "Profile", "StepTime", "profile"]
 
@@ -47,7 +48,6 @@ _NAMES = {
     Span.SCALE: "scale",
     Span.PYTHON: "Python in a program",
 }
-_SIMULATED = "run (simulated by the CPU)"
 _EXECUTOR = "executor, threads"
 _OUTSIDE = "Python and all else"
 _MULTIPLIES = (Span.RUN, Span.MULTIPLY)
@@ -67,6 +67,8 @@ class StepTime:
     calls : int
     seconds : float
         That went by with it; where threads were at work at once they share what went by.
+    busy_seconds : float
+        In which at least one thread was at it, whatever others did: what rates are over.
     share : float
         Of the whole, from 0 to 1. The shares of all steps add up to 1.
     bytes : int
@@ -78,14 +80,15 @@ class StepTime:
     name: str
     calls: int
     seconds: float
+    busy_seconds: float
     share: float
     bytes: int
     macs: int
 
     @property
     def gops(self) -> float:
-        """Operations per nanosecond, two for each multiply-accumulate."""
-        return 2e-9 * self.macs / self.seconds if self.seconds else 0.0
+        """Operations per nanosecond in which a thread was at it, two for each multiply-accumulate."""
+        return 2e-9 * self.macs / self.busy_seconds if self.busy_seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class ProductTime:
         That went by with their steps.
     run_seconds : float
         Part of it: with runs, or with what the CPU multiplied.
+    busy_seconds : float
+        In which at least one of its runs was going on, whatever other threads did.
     share : float
         Of the whole, from 0 to 1.
     runs : int
@@ -120,14 +125,15 @@ class ProductTime:
     calls: int
     seconds: float
     run_seconds: float
+    busy_seconds: float
     share: float
     runs: int
     macs: int
 
     @property
     def gops(self) -> float:
-        """Operations per nanosecond of runs."""
-        return 2e-9 * self.macs / self.run_seconds if self.run_seconds else 0.0
+        """Operations per nanosecond in which a run of it was going on."""
+        return 2e-9 * self.macs / self.busy_seconds if self.busy_seconds else 0.0
 
 
 class Profile:
@@ -153,6 +159,8 @@ class Profile:
         self._known: dict[int, Multiplied] = {}
         self._counted: Times | None = None
         self._lock = Lock()
+        #: What simulated runs did by settings other than to compute as fast as the CPU can; mostly empty.
+        self._simulated_runs = ""
         self.lost = 0
 
     def __enter__(self) -> Profile:
@@ -188,6 +196,8 @@ class Profile:
             whole = (events["start"] >= self._start) & (events["start"] + events["nanoseconds"] <= self._stop)
             self._events = events[whole]
             self._state = "over"
+            simulators = {each.simulator for each in self._multiplied(Span.RUN) if each.simulator is not None}
+            self._simulated_runs = "; ".join(sorted({Simulator(each).runs() for each in simulators} - {""}))
 
     @property
     def seconds(self) -> float:
@@ -198,28 +208,30 @@ class Profile:
     @property
     def simulated(self) -> bool:
         """Whether an NPU was simulated."""
-        return any(self._is_simulated(number) for number in np.unique(self._of(Span.RUN)["product"]))
+        return any(each.simulator is not None for each in self._multiplied(Span.RUN))
 
     @property
     def steps(self) -> list[StepTime]:
         """Each kind of step, in the order in which a product takes them; what is in no step comes last."""
-        times, whole, found = self._times(), max(self.seconds, 1e-9), []
+        times, whole, run_name, found = self._times(), max(self.seconds, 1e-9), self._run_name(), []
         for kind in Span:
             which = self._events["kind"] == kind
             if not which.any() or not is_step(self._events[which])[0]:
                 continue
             of = self._events[which]
             seconds = float(times.each[which].sum()) / 1e9
-            name = _SIMULATED if kind is Span.RUN and self.simulated else _NAMES[kind]
+            name = run_name if kind is Span.RUN else _NAMES[kind]
+            busy = nanoseconds_covered(of) / 1e9
             found.append(
-                StepTime(name, len(of), seconds, seconds / whole, int(of["bytes"].sum()), int(of["macs"].sum()))
+                StepTime(name, len(of), seconds, busy, seconds / whole, int(of["bytes"].sum()), int(of["macs"].sum()))
             )
         calls = len(self._of(Span.CALL)) + len(self._of(Span.PROGRAM))
         for name, count, nanoseconds in (
             (_EXECUTOR, calls, times.executor),
             (_OUTSIDE, len(self._of(Span.PYTHON)), times.outside),
         ):
-            found.append(StepTime(name, count, nanoseconds / 1e9, nanoseconds / 1e9 / whole, 0, 0))
+            seconds = nanoseconds / 1e9
+            found.append(StepTime(name, count, seconds, seconds, seconds / whole, 0, 0))
         return found
 
     @property
@@ -243,15 +255,19 @@ class Profile:
                 per_number(multiplies, events["macs"]),
             ]
         )
+        runs_of = _by_number(events[multiplies])
         alike: dict[tuple[str, str, int, int, int, bool], NDArray[np.float64]] = {}
+        runs_alike: dict[tuple[str, str, int, int, int, bool], list[NDArray[Any]]] = {}
         for number in np.unique(events["product"]).tolist():
             about = self._known.get(number)
             if about is not None:
                 key = about.layer, about.scheme, about.m, about.k, about.n, about.on_cpu
                 alike[key] = alike.get(key, np.zeros(5)) + figures[:, number]
+                runs_alike.setdefault(key, []).append(runs_of.get(number, events[:0]))
+        busy = {key: nanoseconds_covered(np.concatenate(each)) / 1e9 for key, each in runs_alike.items()}
         found = [
-            ProductTime(*key, int(calls), seconds / 1e9, run / 1e9, seconds / 1e9 / whole, int(runs), int(macs))
-            for key, (calls, seconds, run, runs, macs) in alike.items()
+            ProductTime(*key, int(calls), spent / 1e9, run / 1e9, busy[key], spent / 1e9 / whole, int(runs), int(macs))
+            for key, (calls, spent, run, runs, macs) in alike.items()
         ]
         return sorted(found, key=lambda each: (-each.seconds, each.layer, each.m))
 
@@ -270,7 +286,8 @@ class Profile:
         ]
         head = f"{self.seconds * 1e3:.3f} ms in all"
         if self.simulated:
-            head += "; the NPU is simulated, so its runs take the CPU's time"
+            head += "; the NPU is simulated, so its "
+            head += self._simulated_runs or "runs take the CPU's time"
         parts = [head, "", *_lines(("step", "calls", "ms", "share", "GB/s", "GOPS"), steps)]
         products = _alike(self.products)
         if products:
@@ -298,11 +315,12 @@ class Profile:
         Returns
         -------
         str
-            An object with ``seconds``, ``simulated``, ``lost``, ``steps`` and ``products``.
+            An object with ``seconds``, ``simulated``, ``simulated_runs``, ``lost``, ``steps`` and ``products``.
         """
         content = {
             "seconds": self.seconds,
             "simulated": self.simulated,
+            "simulated_runs": self._simulated_runs,
             "lost": self.lost,
             "steps": [{**asdict(each), "gops": each.gops} for each in self.steps],
             "products": [{**asdict(each), "gops": each.gops} for each in self.products],
@@ -324,11 +342,11 @@ class Profile:
 
     def _trace(self) -> Iterator[str]:
         yield '{"displayTimeUnit": "ms", "traceEvents": [\n'
-        process, simulated = os.getpid(), self.simulated
+        process, run_name = os.getpid(), self._run_name()
         yield json.dumps({"name": "process_name", "ph": "M", "pid": process, "args": {"name": "npumatmul"}})
         for kind, core, thread, number, start, lasts, nbytes, macs in _rows(self._events):
             about = self._known.get(number)
-            name = _SIMULATED if kind == Span.RUN and simulated else _NAMES[Span(kind)]
+            name = run_name if kind == Span.RUN else _NAMES[Span(kind)]
             arguments: dict[str, Any] = {}
             if about is not None:
                 shape = f"{about.m}x{about.k}x{about.n}"
@@ -358,9 +376,17 @@ class Profile:
         events: NDArray[Any] = self._events[self._events["kind"] == kind]
         return events
 
-    def _is_simulated(self, number: int) -> bool:
-        about = self._known.get(int(number))
-        return about is not None and about.simulated
+    def _run_name(self) -> str:
+        if not self.simulated:
+            return _NAMES[Span.RUN]
+        if not self._simulated_runs:
+            return "run (simulated by the CPU)"
+        return "run (modelled time)" if "modelled" in self._simulated_runs else "run (nothing computed)"
+
+    def _multiplied(self, kind: Span) -> list[Multiplied]:
+        """The products that have steps of this kind."""
+        numbers = np.unique(self._of(kind)["product"]).tolist()
+        return [about for number in numbers if (about := self._known.get(number)) is not None]
 
     def _times(self) -> Times:
         self._check()
@@ -388,6 +414,8 @@ def profile(*, most: int = 2_000_000) -> Profile:
 
     Raises
     ------
+    TypeError
+        If `most` is no integer.
     ValueError
         If `most` is below 1; at the beginning of the block, if another profile is on.
 
@@ -402,6 +430,8 @@ def profile(*, most: int = 2_000_000) -> Profile:
     [('w8a8', 4, 64, 64, 1)]
     >>> print(p.table())  # doctest: +SKIP
     """
+    if not isinstance(most, int):
+        raise TypeError(f"profile: most is {most!r}; it is a number of events")
     if most < 1:
         raise ValueError(f"profile: most is {most}; at least one event has to be kept")
     return Profile(most)
@@ -413,6 +443,13 @@ def _rows(events: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
         yield from events[first : first + _PIECE].tolist()
 
 
+def _by_number(events: NDArray[Any]) -> dict[int, NDArray[Any]]:
+    """The events of each product."""
+    ordered = events[np.argsort(events["product"], kind="stable")]
+    numbers, first = np.unique(ordered["product"], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(ordered, first[1:]), strict=False))
+
+
 def _alike(products: Sequence[ProductTime]) -> list[ProductTime]:
     """Those whose layers differ in numbers alone as one."""
     found: dict[tuple[Any, ...], ProductTime] = {}
@@ -421,7 +458,7 @@ def _alike(products: Sequence[ProductTime]) -> list[ProductTime]:
         old = found.get(key)
         sums = tuple(
             getattr(each, name) + (0 if old is None else getattr(old, name))
-            for name in ("calls", "seconds", "run_seconds", "share", "runs", "macs")
+            for name in ("calls", "seconds", "run_seconds", "busy_seconds", "share", "runs", "macs")
         )
         found[key] = ProductTime(*key, *sums)
     return sorted(found.values(), key=lambda each: -each.seconds)
@@ -443,7 +480,7 @@ def _percent(share: float) -> str:
 def _rate(step: StepTime) -> str:
     if step.name in (_NAMES[Span.SYNC_A], _NAMES[Span.SYNC_C]):  # which passes over caches, and not over memory
         return ""
-    return f"{step.bytes / step.seconds / 1e9:.2f}" if step.bytes and step.seconds else ""
+    return f"{step.bytes / step.busy_seconds / 1e9:.2f}" if step.bytes and step.busy_seconds else ""
 
 
 def _gops(each: StepTime | ProductTime) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import count
 from weakref import WeakValueDictionary
 
+from npumatmul.rknn.runtime import Runtime
+
 __all__ = ["Multiplied", "keep", "kept", "number"]
 
 
@@ -22,8 +24,8 @@ class Multiplied:
     m, k, n : int
     on_cpu : bool
         Whether the CPU computes it instead of the NPU.
-    simulated : bool
-        Whether its runs are those of a simulated NPU, so that they take the CPU's time.
+    simulator : Runtime, optional
+        Which simulates its runs, so that they take the CPU's time.
     """
 
     layer: str
@@ -32,7 +34,7 @@ class Multiplied:
     k: int
     n: int
     on_cpu: bool
-    simulated: bool
+    simulator: Runtime | None
 
 
 _numbers = count(1)

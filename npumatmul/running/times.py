@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from npumatmul.host.profiling import Span
 
-__all__ = ["Times", "is_step"]
+__all__ = ["Times", "is_step", "nanoseconds_covered"]
 
 Int64 = NDArray[np.int64]
 
@@ -58,3 +58,13 @@ class Times:
 def is_step(events: NDArray[Any]) -> NDArray[np.bool_]:
     """Which events are steps: no others are within them."""
     return ~np.isin(events["kind"], (Span.CALL, Span.PROGRAM, Span.PYTHON))
+
+
+def nanoseconds_covered(events: NDArray[Any]) -> int:
+    """How long at least one of these events was going on."""
+    if not len(events):
+        return 0
+    ordered = events[np.argsort(events["start"], kind="stable")]
+    starts, ends = ordered["start"], np.maximum.accumulate(ordered["start"] + ordered["nanoseconds"])
+    begins = np.maximum(starts[1:], ends[:-1])
+    return int(ends[0] - starts[0] + np.maximum(ends[1:] - begins, 0).sum())
