@@ -18,7 +18,7 @@ from test_bench_record import MACHINE, RECORD
 from typer.testing import CliRunner
 
 import npumatmul as npu
-from npumatmul import bench
+from npumatmul import bench, sim
 from npumatmul.bench import Record, Row
 from npumatmul.bench.record import Machine
 from npumatmul.bench.sharing import Shared, read_runs, share
@@ -130,7 +130,7 @@ def test_nothing_that_benchmarks_say_is_withheld(what: str, options: dict[str, A
 
 @pytest.mark.parametrize(("timing", "compute"), [("realtime", "on"), ("off", "off"), ("realtime", "off")])
 def test_what_the_simulator_was_told_to_do_is_sent(timing: str, compute: str) -> None:
-    with npu.Device("sim:rk3588") as device, npu.sim.configured(device, timing=timing, compute=compute):
+    with npu.Device("sim:rk3588") as device, sim.configured(device, timing=timing, compute=compute):
         machine = bench.describe_machine(device)
     told = share([replace(RECORD, machine=machine)]).runs[0].machine
     assert told.simulated_runs == machine.simulated_runs != ""

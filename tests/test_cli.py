@@ -354,6 +354,11 @@ def test_messages_name_what_was_typed(
         ("NPUMATMUL_SIM_SOC", "rk9", "device 'sim:rk9' (of NPUMATMUL_SIM_SOC) is not simulated; these are: sim:rk3588"),
         ("NPUMATMUL_SIM_RUNTIME", "9.9", "runtime '9.9' (of NPUMATMUL_SIM_RUNTIME) is not simulated; these are: 1.5.2"),
         ("NPUMATMUL_SIM_STRICT", "yes", "NPUMATMUL_SIM_STRICT is 'yes'; it can be 0 or 1"),
+        (
+            "NPUMATMUL_SIM_INSTRUCTIONS",
+            "sse9",
+            "NPUMATMUL_SIM_INSTRUCTIONS is 'sse9'; it can be best, scalar, or what this",
+        ),
         ("NPUMATMUL_SIM_TIMING", "MODEL", "NPUMATMUL_SIM_TIMING is 'MODEL'; it can be off or model or realtime"),
         *(
             ("NPUMATMUL_SIM_TIMING_CONSTANTS", value, f"NPUMATMUL_SIM_TIMING_CONSTANTS is {value!r}; it can be const")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import npumatmul as npu
-from npumatmul import nn
+from npumatmul import nn, sim
 from npumatmul.chips.timing import TIMINGS
 from npumatmul.chips.types import ElementType
 from npumatmul.host.profiling import EVENT, Span
@@ -290,7 +290,7 @@ def test_an_npu_is_never_said_to_be_faster_than_it_is() -> None:
         npu.Device("sim:rk3566") as device,
         npu.pack(w, "w8a8", device=device) as weight,
         npu.Matmul(x, weight) as product,
-        npu.sim.configured(device, timing="realtime", compute="off"),
+        sim.configured(device, timing="realtime", compute="off"),
     ):
         assert "by 2 threads in turns" in str(product.plan())
         product.execute()
@@ -307,11 +307,11 @@ def test_an_npu_is_never_said_to_be_faster_than_it_is() -> None:
 
 def test_what_settings_make_of_runs_is_said_of_them_alone(device: npu.Device) -> None:
     assert device.simulated_runs == ""
-    with npu.pack(W, "w8a8", device=device) as weight, npu.sim.configured(device, timing="model", compute="off"):
+    with npu.pack(W, "w8a8", device=device) as weight, sim.configured(device, timing="model", compute="off"):
         assert device.simulated_runs == "runs compute nothing"
         with npu.profile() as p:
             npu.matmul(X, weight)
-        with npu.sim.configured(device, compute="on"), npu.profile() as computed:
+        with sim.configured(device, compute="on"), npu.profile() as computed:
             npu.matmul(X, weight)
         with npu.profile() as on_cpu:
             npu.matmul(X, weight.on("cpu"))

@@ -11,7 +11,7 @@ from npumatmul.device.registry import ContextEntry, MemoryEntry, Registry
 from npumatmul.errors import DeviceLostError, RknnError
 from npumatmul.rknn import MatmulInfo, MemSyncMode, Runtime
 
-__all__ = ["LOOK_AT_THE_DRIVER", "answers", "lost_error"]
+__all__ = ["LOOK_AT_THE_DRIVER", "LOOK_AT_THE_SETTINGS", "answers", "lost_error"]
 
 #: Bytes that are allocated to find out.
 _LITTLE = 1 << 12
@@ -24,6 +24,10 @@ LOOK_AT_THE_DRIVER = (
     "version (dmesg | grep -i rknpu, or /sys/kernel/debug/rknpu/version); whether this user may open /dev/dri/renderD* "
     "or /dev/rknpu (in a container they have to be passed on); and whether librknnrt.so and the driver are of one age. "
     "docs/board.md goes through it step by step."
+)
+LOOK_AT_THE_SETTINGS = (
+    " Here the NPU is simulated: a variable NPUMATMUL_SIM_... may ask for just that (DRIVER, FAULTS), or for what this "
+    "CPU does not have (INSTRUCTIONS); docs/simulator.md has them all."
 )
 
 

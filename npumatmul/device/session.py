@@ -31,7 +31,7 @@ from npumatmul.device.budget import (
 from npumatmul.device.given_up import recover
 from npumatmul.device.leases import Leases, Spares, is_idle
 from npumatmul.device.living import Living
-from npumatmul.device.lost import LOOK_AT_THE_DRIVER, answers, lost_error
+from npumatmul.device.lost import LOOK_AT_THE_DRIVER, LOOK_AT_THE_SETTINGS, answers, lost_error
 from npumatmul.device.memory import Handle, Memory, is_at_work, owner_of
 from npumatmul.device.registry import ContextEntry, Entry, MemoryEntry, Registry
 from npumatmul.errors import BusyError, ClosedError, DeviceLostError, NpuError, NpuMemoryError, RknnError
@@ -109,7 +109,8 @@ class Session(Uncopied):
         except RknnError as error:
             if any(each.runtime.path == runtime.path and not each.closed for each in _open_sessions):
                 raise  # the driver serves others
-            raise type(error)(error.function, error.code, error.arguments, LOOK_AT_THE_DRIVER) from None
+            advice = LOOK_AT_THE_DRIVER + (LOOK_AT_THE_SETTINGS if runtime.simulated_soc() is not None else "")
+            raise type(error)(error.function, error.code, error.arguments, advice) from None
         _open_sessions.add(self)
 
     def __del__(self) -> None:

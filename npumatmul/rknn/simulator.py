@@ -53,13 +53,18 @@ def _are_constants(text: str) -> bool:
     return True
 
 
-#: Settings that hold numbers: whether a text is one of their values, and what those are.
-_NUMBERS: dict[str, tuple[Callable[[str], bool], str]] = {
+#: Settings that hold numbers, or words of which each CPU has some: whether a text is one of their values, and which
+#: these are.
+_FORMS: dict[str, tuple[Callable[[str], bool], str]] = {
     "contexts": (lambda text: text == "none" or _is_number(text), "none or a number from 1 on"),
     "domain_bytes": (_is_number, "a number from 1 to 4294967296"),
     "timing_constants": (
         _are_constants,
         "constants as in docs/simulator.md, such as start_seconds=3e-5,peak_int8=1e12",
+    ),
+    "instructions": (
+        {"best", "scalar", "avx2", "avx512", "amx", "neon", "neon-dotprod"}.__contains__,
+        "best, scalar, or what this CPU has of avx2, avx512, amx, neon and neon-dotprod",
     ),
 }
 
@@ -95,8 +100,8 @@ def check_environment(environment: Mapping[str, str] | None = None) -> None:
         given = environment.get(VARIABLE_PREFIX + name.upper())
         if given and values is not None and given not in values:
             raise DeviceError(f"{VARIABLE_PREFIX}{name.upper()} is {shown(given)}; it can be {' or '.join(values)}")
-        if given and name in _NUMBERS:
-            fits, wanted = _NUMBERS[name]
+        if given and name in _FORMS:
+            fits, wanted = _FORMS[name]
             if not fits(given):
                 raise DeviceError(f"{VARIABLE_PREFIX}{name.upper()} is {shown(given)}; it can be {wanted}")
 
