@@ -283,7 +283,7 @@ def test_rates_are_over_the_time_in_which_a_thread_was_at_it() -> None:
     assert nanoseconds_covered(within) == 100
 
 
-def test_an_npu_is_never_said_to_be_faster_than_it_is() -> None:
+def test_an_npu_is_never_said_to_be_faster_than_it_is(tmp_path: Path) -> None:
     """Runs that last as long as modelled, beside another thread's packing: no rate is above the modelled one."""
     x, w = RNG.standard_normal((1024, 512)).astype(np.float32), RNG.standard_normal((512, 512)).astype(np.float32)
     with (
@@ -301,6 +301,13 @@ def test_an_npu_is_never_said_to_be_faster_than_it_is() -> None:
     assert run.seconds <= run.busy_seconds <= p.seconds
     assert run.gops == pytest.approx(p.products[0].gops)
     assert run.gops <= 2e-9 * TIMINGS["rk3566"].peak[ElementType.INT8]  # since no run is shorter
+    p.save_trace(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {each["tid"]: each["args"]["name"] for each in events if each["name"] == "thread_name"}
+    assert sorted(names.values()) == ["calls", "core 0", "core 0"]
+    assert {each["tid"] for each in events if each["name"] == "run (modelled time)"} == {
+        tid for tid, name in names.items() if name == "core 0"
+    }
     assert "its runs take as long as modelled and compute nothing" in p.table()
     assert json.loads(p.to_json())["simulated_runs"] == "runs take as long as modelled and compute nothing"
 

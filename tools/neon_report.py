@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -277,6 +278,7 @@ def main() -> None:
     parser.add_argument("--far", action="store_true", help="print the instructions of loops that are far from a limit")
     arguments = parser.parse_args()
     packages.ensure("the report on NEON", NEEDED)
+    print("modelled by llvm-mca, not measured; cycles per byte; takes a minute", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         program = build(Path(folder))
         found = calls(program)

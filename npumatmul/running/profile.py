@@ -344,6 +344,10 @@ class Profile:
         yield '{"displayTimeUnit": "ms", "traceEvents": [\n'
         process, run_name = os.getpid(), self._run_name()
         yield json.dumps({"name": "process_name", "ph": "M", "pid": process, "args": {"name": "npumatmul"}})
+        for thread, name in _threads(self._events):
+            yield ",\n" + json.dumps(
+                {"name": "thread_name", "ph": "M", "pid": process, "tid": thread, "args": {"name": name}}
+            )
         for kind, core, thread, number, start, lasts, nbytes, macs in _rows(self._events):
             about = self._known.get(number)
             name = run_name if kind == Span.RUN else _NAMES[Span(kind)]
@@ -441,6 +445,17 @@ def _rows(events: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
     """Events as tuples, of which few are there at a time."""
     for first in range(0, len(events), _PIECE):
         yield from events[first : first + _PIECE].tolist()
+
+
+def _threads(events: NDArray[Any]) -> Iterator[tuple[int, str]]:
+    """Each thread, and what it does: it calls products, or serves cores."""
+    for thread in np.unique(events["thread"]).tolist():
+        of = events[events["thread"] == thread]
+        cores = np.unique(of["core"][of["core"] >= 0]).tolist()
+        if cores and is_step(of).all():
+            yield thread, f"core{'s' * (len(cores) > 1)} {', '.join(map(str, cores))}"
+        else:
+            yield thread, "calls"
 
 
 def _by_number(events: NDArray[Any]) -> dict[int, NDArray[Any]]:
