@@ -89,9 +89,9 @@ static int convert(const npumm_row_kernels *rows, const npumm_recipe *how, const
 }
 
 /* What a row has in the next block: pieces are too short for the processor to see that they follow each other. */
-static void ask_for_next(const char *row, int64_t left, const npumm_recipe *how) {
-  const int64_t end = (left < 2 * BLOCK_COLS ? left : 2 * BLOCK_COLS) * how->source_bytes;
-  for (int64_t i = BLOCK_COLS * how->source_bytes; i < end; i += 64) __builtin_prefetch(row + i, 0, 2);
+static void ask_for_next(const char *row, int64_t at_once, int64_t left, const npumm_recipe *how) {
+  const int64_t end = (left < 2 * at_once ? left : 2 * at_once) * how->source_bytes;
+  for (int64_t i = at_once * how->source_bytes; i < end; i += 64) __builtin_prefetch(row + i, 0, 2);
 }
 
 /* Rows r0 to r0 + rows of the source, whose row 0 is row `first` of the image, over all columns. */
@@ -113,16 +113,16 @@ static int pack_block(const npumm_tiling *t, const npumm_values *values, const n
     if (!direct) gather(how->source_bytes, corner, row_stride, col_stride, rows, cols, block);
     const char *from = direct ? corner : (const char *)block;
     const int64_t stride = direct ? row_stride : BLOCK_COLS * how->source_bytes;
-    const int asks = direct && how->past_caches && c0 + BLOCK_COLS < t->cols;
+    const int asks = direct && how->past_caches && c0 + at_once < t->cols;
     if (how->kind == NPUMM_COPIED && cols == padded && !values->row_sum) {
-      for (int64_t r = 0; asks && r < rows; r++) ask_for_next(from + r * stride, t->cols - c0, how);
+      for (int64_t r = 0; asks && r < rows; r++) ask_for_next(from + r * stride, at_once, t->cols - c0, how);
       npumm_lay(t, how->bits, first + r0, rows, c0, padded, from, stride, dst, how->past_caches);
       continue;
     }
     if (cols < padded) memset(&out, 0, sizeof out);
     for (int64_t r = 0; cols > 0 && r < rows; r++) {
       int32_t sum = 0;
-      if (asks) ask_for_next(from + r * stride, t->cols - c0, how);
+      if (asks) ask_for_next(from + r * stride, at_once, t->cols - c0, how);
       const int code = convert(kernels, how, values, from + r * stride, r0 + r, cols, out.image[r], out.low[r], &sum);
       if (code) return code;
       if (values->row_sum) {

@@ -98,6 +98,7 @@ extern const npumm_row_kernels npumm_rows_neon;
 void npumm_copy_columns_base(const npumm_columns *of, const char *src, char *dst, int64_t pitch);
 void npumm_pieces_base(const npumm_pieces *of, const char *from, char *to, int past_caches);
 #if defined(__x86_64__)
+void npumm_copy_columns_avx2(const npumm_columns *of, const char *src, char *dst, int64_t pitch);
 void npumm_pieces_avx2(const npumm_pieces *of, const char *from, char *to, int past_caches);
 void npumm_pieces_avx512(const npumm_pieces *of, const char *from, char *to, int past_caches);
 #elif defined(__aarch64__)

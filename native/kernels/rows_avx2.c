@@ -238,7 +238,7 @@ AVX2 static void pair_columns(const int8_t *even, const int8_t *odd, uint8_t *ds
   npumm_rows_scalar.pair_columns(even + i, odd + i, dst + i, n - i, high, high_first);
 }
 
-AVX2 static void copy_columns(const npumm_columns *of, const char *src, char *dst, int64_t pitch) {
+AVX2 void npumm_copy_columns_avx2(const npumm_columns *of, const char *src, char *dst, int64_t pitch) {
   const npumm_columns all = *of; /* which no store can change */
   const int64_t whole = all.bytes / 64 * 64, rest = all.bytes - whole;
   for (int64_t c = 0; c < all.cols; c++, src += all.stride, dst += pitch) {
@@ -328,7 +328,7 @@ const npumm_row_kernels npumm_rows_avx2 = {"avx2",
                                            absmax,
                                            minmax,
                                            absmax_columns,
-                                           copy_columns,
+                                           npumm_copy_columns_avx2,
                                            npumm_transpose_avx2,
                                            npumm_pieces_avx2};
 #else

@@ -1,7 +1,6 @@
 /* Row kernels for x86-64 with AVX-512; the tail of each row goes through those for AVX2. */
 #if defined(__x86_64__)
 #include <immintrin.h>
-#include <string.h>
 
 #include "rows.h"
 #include "transpose.h"
@@ -245,18 +244,6 @@ AVX512 static void pair_columns(const int8_t *even, const int8_t *odd, uint8_t *
   npumm_rows_avx2.pair_columns(even + i, odd + i, dst + i, n - i, high, high_first);
 }
 
-AVX512 static void copy_columns(const npumm_columns *of, const char *src, char *dst, int64_t pitch) {
-  const npumm_columns all = *of; /* which no store can change */
-  const int64_t whole = all.bytes / 64 * 64, rest = all.bytes - whole;
-  for (int64_t c = 0; c < all.cols; c++, src += all.stride, dst += pitch) {
-    npumm_ask_ahead(&all, src, c);
-    for (int64_t i = 0; i < whole; i += 64) {
-      _mm512_storeu_si512((void *)(dst + i), _mm512_loadu_si512((const void *)(src + i)));
-    }
-    if (rest) memcpy(dst + whole, src + whole, (size_t)rest);
-  }
-}
-
 static int32_t sum(const int8_t *src, int64_t n) { return npumm_rows_avx2.sum(src, n); }
 
 /* As bits, which are in the order of magnitudes: infs and nans above all others. */
@@ -313,7 +300,7 @@ const npumm_row_kernels npumm_rows_avx512 = {"avx512",
                                              absmax,
                                              minmax,
                                              absmax_columns,
-                                             copy_columns,
+                                             npumm_copy_columns_avx2,
                                              npumm_transpose_avx512,
                                              npumm_pieces_avx512};
 #else
