@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chaining import KINDS, chained, floats, layer
+from interrupts import interrupted_until_given_up
 from numpy.typing import NDArray
 
 import npumatmul as npu
@@ -168,6 +169,23 @@ def test_a_run_that_fails_is_repeated_once(device: npu.Device, monkeypatch: pyte
         assert caught.value.arguments["core"] == 0, "a core of the NPU, whichever thread it was"
         np.testing.assert_array_equal(npu.matmul(A, packed), expected)
         assert device.stats().contexts == held
+
+
+def test_a_run_that_hangs_is_given_up_with_who_waits_for_it(
+    device: npu.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is the first run on the core or the second one: nothing is left of both threads when it ends."""
+    plans = planned_as(monkeypatch, "turns", 1)
+    with npu.pack(B, "w8a8", device=device) as packed:
+        expected = npu.matmul(A, packed)
+        held = device.stats()
+        for after in range(plans[0].runs):
+            with sim.configured(device, faults=f"run:after={after}:hang"):
+                interrupted_until_given_up(device, lambda: npu.matmul(A, packed), after)
+            np.testing.assert_array_equal(npu.matmul(A, packed), expected)
+        npu.empty_cache(device)
+        np.testing.assert_array_equal(npu.matmul(A, packed), expected)
+        assert (device.stats().contexts, device.stats().descriptors) == (held.contexts, held.descriptors)
 
 
 def test_rows_that_cannot_be_quantized_are_told(device: npu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
