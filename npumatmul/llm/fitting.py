@@ -182,7 +182,7 @@ def planned_weight(layer: LayerShape, policy: Policy, chip: Chip, runtime: Runti
 def product_seconds(plan: WeightPlan, rows: int, chip: Chip) -> tuple[float, float] | None:
     """Modelled seconds of a product on the NPU and on the CPU; None where nothing is known of the chip."""
     timing = CPUS.get(chip.soc)
-    planned = plan_matmul(rows, plan, timings=chip.timings)
+    planned = plan_matmul(rows, plan, turns=False, timings=chip.timings)  # as whole models are modelled
     on_cpu = None if timing is None else cpu_seconds(planned, timing)
     return None if planned.modelled is None or on_cpu is None else (planned.modelled.seconds, on_cpu)
 
