@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -65,11 +66,14 @@ def instructions_of(work: Callable[[], object]) -> int:
         return trace
 
     before = sys.gettrace()
+    gc.collect()  # what others left ends now, not meanwhile
+    gc.disable()
     sys.settrace(trace)
     try:
         work()
     finally:
         sys.settrace(before)
+        gc.enable()
     return instructions
 
 
